@@ -1,0 +1,278 @@
+//! What a node and the runtime in a container say to each other.
+//!
+//! Two unix sockets lie in the container's `/run/hearth` (the slot's `run` directory on the host):
+//!
+//! - `http.sock`: HTTP/1.1. The node forwards a request with its original target and headers plus one `hearth-call` header
+//!   ([`CallHeader`]); the runtime removes that header before the function sees anything. An answer that carries `hearth-error`
+//!   ([`ErrorReason`]) is for the node, which answers with a problem whose detail is the (JSON) body's `message`.
+//! - `control.sock`: JSON, one message per line, both ways, at most [`crate::limits::CONTROL_MESSAGE_BYTES_MAX`] each. The first
+//!   message on a connection is [`ToRuntime::Hello`]; the secret of the first `hello` ever is the only one that is accepted
+//!   afterwards, so that code inside the container cannot open a second control connection. A newer connection with the right
+//!   secret replaces the older one (a node that restarted).
+//!
+//! The node treats everything that comes from a runtime as hostile.
+
+use crate::{FunctionName, Model, VersionNumber};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+/// Where the slot's directories are inside a container.
+pub mod paths {
+    /// Sockets, read-write for the runtime.
+    pub const RUN: &str = "/run/hearth";
+    /// Functions (`f/{function}@{version}/`) and modules (`m/{context}/`), read-only, mounts propagate into it.
+    pub const SLOT: &str = "/hearth";
+    /// The runtime's own program.
+    pub const RUNTIME: &str = "/opt/hearth";
+    /// In the run directory.
+    pub const HTTP_SOCKET: &str = "http.sock";
+    /// In the run directory.
+    pub const CONTROL_SOCKET: &str = "control.sock";
+}
+
+/// The value of `hearth-call`: `{function}@{version} {request_id} {timeout_ms} {prefix_bytes} {client_ip}`, five fields with one
+/// space between them. `prefix_bytes` is the length of the part of the target that names the function
+/// (`/run/acme/main/hello`); what follows is the function's own URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallHeader<'a> {
+    /// Which function.
+    pub function: &'a FunctionName,
+    /// Which version.
+    pub version: VersionNumber,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// How long the function has.
+    pub timeout_ms: u64,
+    /// Length of the target's prefix.
+    pub prefix_bytes: usize,
+    /// Who called, as the edge saw it.
+    pub client_ip: &'a str,
+}
+
+impl fmt::Display for CallHeader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}@{} {} {} {} {}",
+            self.function, self.version, self.request_id, self.timeout_ms, self.prefix_bytes, self.client_ip
+        )
+    }
+}
+
+/// The value of `hearth-error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorReason {
+    /// The code did not load.
+    Load,
+    /// The function threw or rejected before it answered.
+    Failed,
+    /// What it returned is not a response.
+    BadResponse,
+    /// It asked the process to exit.
+    Exit,
+    /// The runtime does not have that function at that version.
+    Unknown,
+}
+
+impl ErrorReason {
+    /// As it stands in the header.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Failed => "failed",
+            Self::BadResponse => "bad-response",
+            Self::Exit => "exit",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl FromStr for ErrorReason {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Load, Self::Failed, Self::BadResponse, Self::Exit, Self::Unknown].into_iter().find(|r| r.as_str() == text).ok_or(())
+    }
+}
+
+/// Node to runtime.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum ToRuntime {
+    /// First on every connection. Answered by [`FromRuntime::Ready`].
+    Hello {
+        /// 32 random bytes in hexadecimal, one per container.
+        secret: String,
+    },
+    /// Load a version; what is loaded already stays. Answered by [`FromRuntime::Loaded`].
+    Load {
+        /// Matches the answer.
+        id: u64,
+        /// Which function.
+        function: FunctionName,
+        /// Which version.
+        version: VersionNumber,
+        /// Its directory inside the container.
+        dir: String,
+        /// The file to load, relative to `dir`.
+        main: String,
+        /// How it is called; found from the exports where absent.
+        model: Option<Model>,
+        /// Readable configuration.
+        env: BTreeMap<String, String>,
+        /// Secrets in the clear.
+        secrets: BTreeMap<String, String>,
+    },
+    /// Forget a version once no request of it runs.
+    Unload {
+        /// Which function.
+        function: FunctionName,
+        /// Which version.
+        version: VersionNumber,
+    },
+    /// Require modules ahead of a claim. Answered by [`FromRuntime::Preloaded`].
+    Preload {
+        /// Matches the answer.
+        id: u64,
+        /// Absolute directories of packages inside the container.
+        modules: Vec<String>,
+    },
+    /// Is the event loop alive? Answered by [`FromRuntime::Pong`].
+    Ping {
+        /// Matches the answer.
+        id: u64,
+    },
+    /// Answers [`FromRuntime::StorageGet`] and [`FromRuntime::StorageSet`].
+    Storage {
+        /// Matches the question.
+        id: u64,
+        /// The document, on success of a get.
+        #[serde(default)]
+        data: Option<serde_json::Value>,
+        /// The document's etag.
+        #[serde(default)]
+        etag: Option<String>,
+        /// Whether the write was stale.
+        #[serde(default)]
+        conflict: bool,
+        /// What went wrong, for the function.
+        #[serde(default)]
+        error: Option<String>,
+    },
+}
+
+/// Runtime to node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum FromRuntime {
+    /// The secret was right.
+    Ready {
+        /// `process.version`.
+        node: String,
+        /// `function@version` of what is loaded already (after the node restarted).
+        #[serde(default)]
+        loaded: Vec<String>,
+    },
+    /// A version is loaded, or cannot be. A webtask that cannot be loaded answers its callers itself and counts as loaded.
+    Loaded {
+        /// Of which question.
+        id: u64,
+        /// How it is called.
+        #[serde(default)]
+        model: Option<Model>,
+        /// Why it did not load, for the tenant.
+        #[serde(default)]
+        error: Option<String>,
+        /// How long loading took, in milliseconds.
+        ms: f64,
+    },
+    /// The modules that could be loaded are.
+    Preloaded {
+        /// Of which question.
+        id: u64,
+        /// Those that could not.
+        #[serde(default)]
+        failed: Vec<String>,
+    },
+    /// The event loop is alive.
+    Pong {
+        /// Of which question.
+        id: u64,
+    },
+    /// One line of output, or an uncaught error.
+    Log {
+        /// Which function, where it is known.
+        #[serde(default)]
+        function: Option<FunctionName>,
+        /// Which version.
+        #[serde(default)]
+        version: Option<VersionNumber>,
+        /// During which request.
+        #[serde(default)]
+        request_id: Option<String>,
+        /// How bad.
+        level: LogLevel,
+        /// The text, without the line's end.
+        line: String,
+        /// Milliseconds since the epoch, by the container's clock.
+        at: u64,
+    },
+    /// `context.storage.get`. Answered by [`ToRuntime::Storage`].
+    StorageGet {
+        /// Matches the answer.
+        id: u64,
+        /// Whose document.
+        function: FunctionName,
+    },
+    /// `context.storage.set`. Answered by [`ToRuntime::Storage`].
+    StorageSet {
+        /// Matches the answer.
+        id: u64,
+        /// Whose document.
+        function: FunctionName,
+        /// The new document; null deletes.
+        data: serde_json::Value,
+        /// What the caller read; a stale one is a conflict.
+        #[serde(default)]
+        etag: Option<String>,
+        /// Write whatever is there.
+        #[serde(default)]
+        force: bool,
+    },
+    /// The process is about to end because a function asked for it.
+    Exit {
+        /// Which function, where it is known.
+        #[serde(default)]
+        function: Option<FunctionName>,
+        /// The code.
+        code: i32,
+    },
+}
+
+/// How bad a line of log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// `console.debug`.
+    Debug,
+    /// `console.log`, `console.info`, standard output.
+    Info,
+    /// `console.warn`.
+    Warn,
+    /// `console.error`, standard error, uncaught errors.
+    Error,
+}
+
+impl fmt::Debug for ToRuntime {
+    /// Without secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hello { .. } => f.write_str("Hello"),
+            Self::Load { id, function, version, .. } => write!(f, "Load({id} {function}@{version})"),
+            Self::Unload { function, version } => write!(f, "Unload({function}@{version})"),
+            Self::Preload { id, modules } => write!(f, "Preload({id} {} modules)", modules.len()),
+            Self::Ping { id } => write!(f, "Ping({id})"),
+            Self::Storage { id, .. } => write!(f, "Storage({id})"),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The npm registry as Hearth uses it.
