@@ -2,6 +2,13 @@
 //! can choose but sizes within limits, destroys them, freezes and thaws them, and finds those of an earlier life of this node.
 //! It does not know tenants, functions or HTTP.
 
+mod cgroup;
+pub mod conformance;
+pub mod docker;
+pub mod fake;
+pub mod image;
+pub mod net;
+
 use async_trait::async_trait;
 use hearth_model::function::NodeVersion;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};

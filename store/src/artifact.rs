@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream::BoxStream};
+use sha2::{Digest, Sha256};
 
 /// Whether a put stored something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,4 +63,24 @@ pub trait ArtifactStore: Send + Sync + 'static {
     async fn head(&self, sha256: &str) -> Result<Option<u64>, ArtifactError>;
     /// Removes it; removing what is not there is no error.
     async fn delete(&self, sha256: &str) -> Result<(), ArtifactError>;
+}
+
+/// Passes chunks through and ends with [`ArtifactError::Mismatch`] when all of them together are not what the name says.
+pub(crate) fn verified(sha256: String, chunks: ArtifactStream) -> ArtifactStream {
+    let state = (Some((chunks, Sha256::new())), sha256);
+    futures_util::stream::unfold(state, |(state, sha256)| async move {
+        let (mut chunks, mut hash) = state?;
+        match chunks.next().await {
+            Some(Ok(chunk)) => {
+                hash.update(&chunk);
+                Some((Ok(chunk), (Some((chunks, hash)), sha256)))
+            }
+            Some(Err(error)) => Some((Err(error), (None, sha256))),
+            None => {
+                let found = hex::encode(hash.finalize());
+                (found != sha256).then(|| (Err(ArtifactError::Mismatch { sha256: sha256.clone(), found }), (None, sha256)))
+            }
+        }
+    })
+    .boxed()
 }

@@ -48,6 +48,12 @@ pub enum StoreError {
         /// What does not fit.
         detail: String,
     },
+    /// A list's cursor is not one that a list gave.
+    #[error("{cursor:?} is not a cursor: pass the `next` of a page unchanged")]
+    BadCursor {
+        /// What was given, cut to 80 characters.
+        cursor: String,
+    },
     /// The backend did not answer, or refused.
     #[error("{call} on {resource}: {detail}")]
     Unavailable {

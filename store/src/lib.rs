@@ -1,12 +1,19 @@
-//! Durable state behind three small traits: [`FunctionStore`] (tenants, containers, functions, tokens, module records,
-//! storage documents), [`ArtifactStore`] (immutable bytes by hash) and [`BuildQueue`] (at-least-once jobs).
+//! Durable state behind small traits: [`FunctionStore`] (tenants, containers, functions, tokens, module records, storage
+//! documents), [`ArtifactStore`] (immutable bytes by hash), [`BuildQueue`] (at-least-once jobs), [`Keyring`] (sealing of secrets).
 //! A backend is chosen by a tagged enum; every backend passes the same conformance suite. This crate does not know HTTP,
 //! containers or npm.
 
 pub mod artifact;
+pub mod config;
+pub mod conformance;
+pub mod directory;
 pub mod function;
+pub mod keyring;
 pub mod queue;
+pub mod sqlite;
 
 pub use artifact::{ArtifactError, ArtifactStore, Put};
+pub use config::{Config, OpenError, Stores, open};
 pub use function::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError};
+pub use keyring::{Keyring, KeyringError};
 pub use queue::{BuildJob, BuildQueue, Delivery, QueueError};

@@ -1,1 +1,73 @@
-//! proxy
+//! The request path of a node, top to bottom: listen, resolve, admit, acquire a container, forward, stream the answer back.
+//!
+//! One thread accepts and deals connections out to worker threads, each with a single-threaded runtime and connections of its own
+//! to every container, so that a warm request never changes threads. The proxy knows nothing of Docker, modules or SQL.
+
+pub mod admit;
+mod body;
+mod forward;
+mod headers;
+mod listen;
+mod metrics;
+mod respond;
+mod service;
+mod upgrade;
+mod worker;
+
+pub use listen::Proxy;
+pub use metrics::Metrics;
+
+use crate::{catalog::Catalog, handler::Handler};
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// The listener and the request path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Worker threads; 0 means one per core.
+    pub workers: usize,
+    /// Open client connections; beyond it new ones wait in the listener's queue.
+    pub connections_max: usize,
+    /// How long a client may take to send its headers, and how long a connection may be idle.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Largest body of an invocation.
+    pub request_body_max: ByteSize,
+    /// How long an upgraded connection (WebSocket) may be silent.
+    #[serde(with = "humantime_serde")]
+    pub upgrade_idle_timeout: Duration,
+    /// Idle connections that one worker keeps to one container.
+    pub idle_connections_max: usize,
+    /// Whether the last address of a client's `x-forwarded-for` is believed to be the caller (behind a load balancer).
+    pub trust_forwarded_for: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connections_max: 20_000,
+            header_timeout: Duration::from_secs(30),
+            request_body_max: ByteSize::b(hearth_model::limits::REQUEST_BODY_BYTES_DEFAULT),
+            upgrade_idle_timeout: Duration::from_secs(600),
+            idle_connections_max: 128,
+            trust_forwarded_for: false,
+        }
+    }
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub catalog: Arc<Catalog>,
+    pub handler: Arc<Handler>,
+    pub metrics: Arc<Metrics>,
+    /// The management API; its requests run on `main`, away from the workers.
+    pub manage: axum::Router,
+    pub main: tokio::runtime::Handle,
+    /// Cancelled when this process leaves: connections close after the request they are at.
+    pub draining: CancellationToken,
+}

@@ -1,0 +1,178 @@
+//! Admission per tenant: how many requests at once, and how many per second. One gate per tenant and node, kept alive by the
+//! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
+
+use hearth_model::{TenantLimits, TenantName};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+/// Why a request was not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many at once.
+    Concurrency {
+        /// The limit.
+        limit: u32,
+    },
+    /// Too many per second.
+    Rate {
+        /// The limit.
+        limit_per_s: u32,
+    },
+}
+
+/// One tenant's admission on this node.
+#[derive(Debug)]
+pub struct Gate {
+    in_flight: AtomicU32,
+    concurrency: AtomicU32,
+    rate_per_s: AtomicU32,
+    burst: AtomicU32,
+    /// The generic cell rate algorithm's theoretical arrival time, in nanoseconds after `start` (ITU-T I.371).
+    arrival_ns: AtomicU64,
+    start: Instant,
+}
+
+impl Gate {
+    /// A gate with these limits and nothing in flight.
+    #[must_use]
+    pub fn new(limits: &TenantLimits) -> Self {
+        let gate = Self {
+            in_flight: AtomicU32::new(0),
+            concurrency: AtomicU32::new(0),
+            rate_per_s: AtomicU32::new(0),
+            burst: AtomicU32::new(0),
+            arrival_ns: AtomicU64::new(0),
+            start: Instant::now(),
+        };
+        gate.set(limits);
+        gate
+    }
+
+    fn set(&self, limits: &TenantLimits) {
+        self.concurrency.store(limits.concurrency, Relaxed);
+        self.rate_per_s.store(limits.rate_per_s.max(1), Relaxed);
+        self.burst.store(limits.burst.max(1), Relaxed);
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Admits one request, until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Refused`] when a limit is reached; nothing is counted then.
+    pub fn admit(self: &Arc<Self>) -> Result<Permit, Refused> {
+        let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.admit_at(now_ns)
+    }
+
+    fn admit_at(self: &Arc<Self>, now_ns: u64) -> Result<Permit, Refused> {
+        let limit = self.concurrency.load(Relaxed);
+        if self.in_flight.fetch_add(1, Relaxed) >= limit {
+            self.in_flight.fetch_sub(1, Relaxed);
+            return Err(Refused::Concurrency { limit });
+        }
+        let permit = Permit(Arc::clone(self));
+        let rate = self.rate_per_s.load(Relaxed);
+        let increment_ns = 1_000_000_000 / u64::from(rate);
+        let tolerance_ns = increment_ns * u64::from(self.burst.load(Relaxed) - 1);
+        let admitted = self.arrival_ns.fetch_update(Relaxed, Relaxed, |arrival_ns| {
+            (arrival_ns <= now_ns.saturating_add(tolerance_ns)).then(|| arrival_ns.max(now_ns) + increment_ns)
+        });
+        match admitted {
+            Ok(_) => Ok(permit),
+            Err(_) => Err(Refused::Rate { limit_per_s: rate }),
+        }
+    }
+}
+
+/// One admitted request.
+#[derive(Debug)]
+pub struct Permit(Arc<Gate>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The gates of all tenants that have a cached record.
+#[derive(Debug, Default)]
+pub struct Gates {
+    by_tenant: Mutex<HashMap<TenantName, Weak<Gate>>>,
+}
+
+impl Gates {
+    /// The tenant's gate, with these limits from now on.
+    #[must_use]
+    pub fn gate(&self, tenant: &TenantName, limits: &TenantLimits) -> Arc<Gate> {
+        let mut gates = self.by_tenant.lock();
+        if let Some(gate) = gates.get(tenant).and_then(Weak::upgrade) {
+            gate.set(limits);
+            return gate;
+        }
+        // Gates that died are dropped when the table would otherwise grow, which keeps it within twice the live ones.
+        if gates.len() == gates.capacity() {
+            gates.retain(|_, gate| gate.strong_count() > 0);
+        }
+        let gate = Arc::new(Gate::new(limits));
+        gates.insert(tenant.clone(), Arc::downgrade(&gate));
+        gate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(concurrency: u32, rate_per_s: u32, burst: u32) -> TenantLimits {
+        TenantLimits { concurrency, rate_per_s, burst, ..TenantLimits::default() }
+    }
+
+    #[test]
+    fn concurrency_at_the_bound_and_one_past_it() {
+        let gate = Arc::new(Gate::new(&limits(2, 1_000_000, 1_000_000)));
+        let first = gate.admit().unwrap();
+        let _second = gate.admit().unwrap();
+        assert_eq!(gate.admit().unwrap_err(), Refused::Concurrency { limit: 2 });
+        drop(first);
+        assert!(gate.admit().is_ok());
+    }
+
+    #[test]
+    fn the_rate_lets_a_burst_pass_and_then_its_average() {
+        let gate = Arc::new(Gate::new(&limits(1_000, 10, 3)));
+        for _ in 0..3 {
+            assert!(gate.admit_at(0).is_ok());
+        }
+        assert_eq!(gate.admit_at(0).unwrap_err(), Refused::Rate { limit_per_s: 10 });
+        assert!(gate.admit_at(99_000_000).is_err());
+        assert!(gate.admit_at(100_000_000).is_ok());
+        assert!(gate.admit_at(100_000_000).is_err());
+        assert_eq!(gate.in_flight(), 0, "refused and finished requests count no longer");
+    }
+
+    #[test]
+    fn gates_are_shared_by_a_tenant_and_die_with_their_users() {
+        let gates = Gates::default();
+        let tenant: TenantName = "acme".parse().unwrap();
+        let a = gates.gate(&tenant, &limits(1, 1, 1));
+        let b = gates.gate(&tenant, &limits(5, 1, 1));
+        assert!(Arc::ptr_eq(&a, &b));
+        drop((a, b));
+        for n in 0..1_000 {
+            drop(gates.gate(&format!("t{n}").parse().unwrap(), &limits(1, 1, 1)));
+        }
+        assert!(gates.by_tenant.lock().len() < 100);
+    }
+}

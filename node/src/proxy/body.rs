@@ -1,0 +1,153 @@
+//! Bodies in both directions: a request's, counted against its limit; a response's, which gives back what the exchange holds when it
+//! ends, and is cut when the function goes silent.
+
+use super::forward::Exchange;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    cell::Cell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A client's body on its way to a function.
+pub(super) struct RequestBody {
+    inner: Incoming,
+    left: u64,
+    /// Set when the client sent more than it may; the answer is then 413, whatever the function says.
+    over: Rc<Cell<bool>>,
+}
+
+impl RequestBody {
+    pub fn new(inner: Incoming, limit: u64, over: Rc<Cell<bool>>) -> Self {
+        Self { inner, left: limit, over }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => return Poll::Ready(None),
+        };
+        let Ok(data) = frame.into_data() else { return Poll::Ready(None) };
+        match self.left.checked_sub(data.len() as u64) {
+            Some(left) => {
+                self.left = left;
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            None => {
+                self.over.set(true);
+                Poll::Ready(Some(Err("the body is over its limit".into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An answer's body.
+pub(super) enum ResponseBody {
+    /// Made by the platform.
+    Own(Option<Bytes>),
+    /// From the management API.
+    Manage(axum::body::Body),
+    /// From a function.
+    Function(Box<FunctionBody>),
+}
+
+/// A function's answer on its way to the client.
+pub(super) struct FunctionBody {
+    inner: Incoming,
+    /// How long the function may be silent, and the timer for it, made when it first is.
+    silence_max: Duration,
+    silence: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+    exchange: Option<Exchange>,
+}
+
+impl FunctionBody {
+    pub fn new(inner: Incoming, silence_max: Duration, exchange: Exchange) -> Self {
+        Self { inner, silence_max, silence: None, ended: false, exchange: Some(exchange) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                if let Some(silence) = &mut self.silence {
+                    silence.as_mut().reset(Instant::now() + self.silence_max);
+                }
+                match frame {
+                    // Trailers are hop-by-hop for us: they end here.
+                    Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+                    Some(Ok(_)) | None => {
+                        self.ended = true;
+                        Poll::Ready(None)
+                    }
+                    Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+                }
+            }
+            Poll::Pending => {
+                let silence_max = self.silence_max;
+                let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence_max)));
+                ready!(silence.as_mut().poll(cx));
+                // An error, not an end: the client must see that the answer is not whole.
+                Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())))
+            }
+        }
+    }
+}
+
+impl Drop for FunctionBody {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish(self.ended || self.inner.is_end_stream());
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Manage(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Function(body) => body.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Manage(body) => body.is_end_stream(),
+            Self::Function(body) => body.ended || body.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Manage(body) => body.size_hint(),
+            Self::Function(body) => body.inner.size_hint(),
+        }
+    }
+}

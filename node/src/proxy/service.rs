@@ -1,0 +1,436 @@
+//! One request, from its head to its answer's head.
+
+use super::{
+    admit::{Permit, Refused},
+    body::{FunctionBody, RequestBody, ResponseBody},
+    forward::{self, Exchange, SendError},
+    headers, respond, upgrade,
+    worker::Worker,
+};
+use crate::{
+    handler::{AcquireError, Lease, LiveContainer, Start},
+    manage,
+};
+use bytes::Bytes;
+use hearth_model::{
+    Fault, FunctionPath, FunctionVersion, ProblemKind, header as names, limits,
+    protocol::{CallHeader, ErrorReason},
+};
+use hearth_store::Servable;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tower::ServiceExt;
+use std::{
+    cell::Cell,
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a broken connection waits for the news that its container has ended, to tell a crash from a defect of ours.
+const EXIT_NEWS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Containers that one request may try; each but the last was gone before anything was sent.
+const CONTAINERS_MAX: usize = 3;
+/// The runtime's words about an error.
+const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Answers one request; never fails, since every failure is an answer.
+pub(super) async fn answer(worker: Rc<Worker>, peer: SocketAddr, request: Request<Incoming>) -> Response<ResponseBody> {
+    let path = request.uri().path();
+    if path.starts_with("/run/") {
+        let metrics = Arc::clone(&worker.shared.metrics);
+        let request_id = worker.request_id();
+        metrics.in_flight.inc();
+        let response = match invoke(worker, peer, request, &request_id).await {
+            Ok(response) => response,
+            Err(failure) => {
+                metrics.answered(Some(failure.kind.fault()));
+                let mut response = respond::problem(failure.kind, failure.component, failure.detail, &request_id);
+                if let Some(start) = failure.start {
+                    response.headers_mut().insert(names::START, HeaderValue::from_static(start_name(start)));
+                }
+                response
+            }
+        };
+        metrics.in_flight.dec();
+        return response;
+    }
+    let request_id = worker.request_id();
+    if path == "/v1" || path.starts_with("/v1/") {
+        return manage_call(&worker, peer, request, request_id).await;
+    }
+    let detail = "functions are below /run/{tenant}/{container}/{function}, the management API below /v1";
+    respond::problem(ProblemKind::NotFound, "proxy", detail, &request_id)
+}
+
+/// A request that ends in a problem.
+struct Failure {
+    kind: ProblemKind,
+    component: &'static str,
+    detail: String,
+    start: Option<Start>,
+}
+
+fn fail(kind: ProblemKind, component: &'static str, detail: impl Into<String>) -> Failure {
+    Failure { kind, component, detail: detail.into(), start: None }
+}
+
+impl Failure {
+    fn after(mut self, start: Start) -> Self {
+        self.start = Some(start);
+        self
+    }
+}
+
+async fn manage_call(worker: &Worker, peer: SocketAddr, request: Request<Incoming>, request_id: String) -> Response<ResponseBody> {
+    let mut request = request.map(axum::body::Body::new);
+    let client = headers::client_ip(request.headers(), peer.ip(), worker.shared.config.trust_forwarded_for);
+    request.extensions_mut().insert(manage::RequestId(request_id.clone()));
+    request.extensions_mut().insert(manage::ClientIp(client));
+    let router = worker.shared.manage.clone();
+    // On the main runtime, so that a large body to check never delays a request to a function. Dropping the set cancels it.
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn_on(async move { router.oneshot(request).await }, &worker.shared.main);
+    match task.join_next().await {
+        Some(Ok(Ok(mut response))) => {
+            if let Ok(id) = HeaderValue::from_str(&request_id) {
+                response.headers_mut().insert(names::REQUEST_ID, id);
+            }
+            response.map(ResponseBody::Manage)
+        }
+        _ => respond::problem(ProblemKind::Internal, "manage", "the call failed; the log tells more under this request's id", &request_id),
+    }
+}
+
+async fn invoke(worker: Rc<Worker>, peer: SocketAddr, request: Request<Incoming>, request_id: &str) -> Result<Response<ResponseBody>, Failure> {
+    let began = Instant::now();
+    check(&request, &worker)?;
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let key = function_key(request.uri().path()).ok_or_else(not_found)?;
+    let prefix_bytes = "/run/".len() + key.len();
+    debug_assert!(target.len() >= prefix_bytes);
+    let known = match worker.shared.catalog.peek(key) {
+        Some(known) => known,
+        None => {
+            let path: FunctionPath = key.parse().map_err(|_| not_found())?;
+            worker.shared.catalog.read(key, &path).await.map_err(|error| {
+                tracing::warn!(function = %path, %error, "a function's record could not be read");
+                fail(ProblemKind::DependencyUnavailable, "store", "the function's record cannot be read now, and this node does not know it yet")
+            })?
+        }
+    };
+    let (Some(servable), Some(gate)) = (&known.servable, &known.gate) else { return Err(not_found()) };
+    let Some(version) = &servable.live else {
+        let detail = "no version of this function can run yet; GET its versions to see what they wait for";
+        return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
+    };
+    let permit = gate.admit().map_err(refused)?;
+    let client = headers::client_ip(request.headers(), peer.ip(), worker.shared.config.trust_forwarded_for);
+    let call = Call { servable, version, request_id, prefix_bytes, client, began };
+    forward_call(&worker, call, permit, request).await
+}
+
+fn not_found() -> Failure {
+    fail(ProblemKind::NotFound, "proxy", "there is no such function")
+}
+
+fn refused(refused: Refused) -> Failure {
+    match refused {
+        Refused::Concurrency { limit } => {
+            fail(ProblemKind::ConcurrencyLimited, "proxy", format!("this tenant may have {limit} requests in flight on a node"))
+        }
+        Refused::Rate { limit_per_s } => {
+            fail(ProblemKind::RateLimited, "proxy", format!("this tenant may make {limit_per_s} requests per second on a node"))
+        }
+    }
+}
+
+/// `tenant/container/function` out of `/run/tenant/container/function[/...]`; percent-encoding never makes a name.
+fn function_key(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/run/")?;
+    let mut slashes = rest.bytes().enumerate().filter(|(_, b)| *b == b'/').map(|(i, _)| i);
+    let (_, _) = (slashes.next()?, slashes.next()?);
+    Some(&rest[..slashes.next().unwrap_or(rest.len())])
+}
+
+fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
+    if *request.method() == Method::CONNECT {
+        return Err(fail(ProblemKind::MethodNotAllowed, "proxy", "CONNECT is not forwarded"));
+    }
+    let target_bytes = request.uri().path_and_query().map_or(0, |t| t.as_str().len());
+    if target_bytes > limits::REQUEST_TARGET_BYTES_MAX {
+        let detail = format!("the request target has {target_bytes} bytes, {} are allowed", limits::REQUEST_TARGET_BYTES_MAX);
+        return Err(fail(ProblemKind::TargetTooLong, "proxy", detail));
+    }
+    headers::check_size(request.headers()).map_err(|over| {
+        let detail = match over {
+            headers::Oversize::Count(n) => format!("{n} headers, {} are allowed", limits::REQUEST_HEADERS_MAX),
+            headers::Oversize::Bytes(n) => format!("{n} bytes of headers, {} are allowed", limits::REQUEST_HEADER_BYTES_MAX),
+        };
+        fail(ProblemKind::HeadersTooLarge, "proxy", detail)
+    })?;
+    if headers::ambiguous_framing(request.headers(), request.version()) {
+        return Err(fail(ProblemKind::Invalid, "proxy", "content-length and transfer-encoding contradict each other"));
+    }
+    let limit = worker.shared.config.request_body_max.as_u64();
+    match http_body::Body::size_hint(request.body()).exact() {
+        Some(bytes) if bytes > limit => Err(body_too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+fn body_too_large(limit: u64) -> Failure {
+    fail(ProblemKind::BodyTooLarge, "proxy", format!("a request's body may have {limit} bytes"))
+}
+
+/// What stays the same however often a request is sent.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    servable: &'a Arc<Servable>,
+    version: &'a FunctionVersion,
+    request_id: &'a str,
+    prefix_bytes: usize,
+    client: IpAddr,
+    began: Instant,
+}
+
+async fn forward_call(worker: &Rc<Worker>, call: Call<'_>, permit: Permit, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Failure> {
+    let config = &worker.shared.config;
+    let upgrade_to = headers::wants_upgrade(request.headers()).then(|| request.headers()[header::UPGRADE].clone());
+    let client_side = upgrade_to.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    parts.uri = origin_form(&parts.uri);
+    parts.version = http::Version::HTTP_11;
+    parts.extensions.clear();
+    headers::strip(&mut parts.headers);
+    let call_header = CallHeader {
+        function: &call.servable.function.path.function,
+        version: call.version.version,
+        request_id: call.request_id,
+        timeout_ms: call.version.timeout_ms,
+        prefix_bytes: call.prefix_bytes,
+        client_ip: &call.client.to_string(),
+    };
+    headers::add_trusted(
+        &mut parts.headers,
+        HeaderValue::try_from(call_header.to_string()).map_err(|_| not_found())?,
+        &HeaderValue::try_from(call.client.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
+        config.trust_forwarded_for,
+    );
+    if let Some(protocol) = upgrade_to {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
+    let over = Rc::new(Cell::new(false));
+    let body_max = config.request_body_max.as_u64();
+    let mut outgoing = Request::from_parts(parts, RequestBody::new(incoming, body_max, Rc::clone(&over)));
+    let timeout = Duration::from_millis(call.version.timeout_ms);
+
+    for last in (0..CONTAINERS_MAX).rev() {
+        let routed = Instant::now();
+        let lease = acquire(worker, call.servable).await?;
+        let (start, forwarded) = (lease.start(), Instant::now());
+        let container = Arc::clone(lease.container());
+        match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
+            Ok(Ok((response, sender))) => {
+                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, permit };
+                let times = Times { began: call.began, routed, forwarded };
+                return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
+            }
+            Ok(Err(_)) if over.get() => return Err(body_too_large(body_max).after(start)),
+            Ok(Err(SendError::NotSent(unsent, error))) if last > 0 => {
+                // Nothing reached a function: a fresh container serves the request as if nothing had been.
+                tracing::debug!(container = %container.path(), error, "sending elsewhere");
+                worker.shared.metrics.resent.inc();
+                worker.shared.handler.suspect(&container);
+                let _ = tokio::time::timeout(EXIT_NEWS_TIMEOUT, container.exited()).await;
+                outgoing = *unsent;
+            }
+            Ok(Err(error)) => return Err(ended(&container, &error).await.after(start)),
+            Err(_elapsed) => {
+                worker.shared.handler.suspect(&container);
+                let detail = format!("the function did not answer within {} ms", call.version.timeout_ms);
+                return Err(fail(ProblemKind::FunctionTimeout, "handler", detail).after(start));
+            }
+        }
+    }
+    Err(fail(ProblemKind::NoCapacity, "proxy", "several containers ended before the request could be sent"))
+}
+
+fn origin_form(uri: &http::Uri) -> http::Uri {
+    match uri.path_and_query() {
+        Some(target) if uri.authority().is_some() => http::Uri::from(target.clone()),
+        _ => uri.clone(),
+    }
+}
+
+async fn acquire(worker: &Worker, servable: &Arc<Servable>) -> Result<Lease, Failure> {
+    let handler = &worker.shared.handler;
+    match handler.try_acquire(servable) {
+        Ok(Some(lease)) => Ok(lease),
+        Ok(None) => handler.acquire(servable).await.map_err(not_acquired),
+        Err(error) => Err(not_acquired(error)),
+    }
+}
+
+/// The one mapping from the handler's errors to answers.
+fn not_acquired(error: AcquireError) -> Failure {
+    let kind = error.problem_kind();
+    if kind.fault() == Fault::Platform {
+        tracing::warn!(%error, "no container for a request");
+    }
+    fail(kind, "handler", error.public_detail())
+}
+
+/// Tells what a broken connection means: the container ended, or it answered nonsense.
+async fn ended(container: &Arc<LiveContainer>, error: &SendError) -> Failure {
+    let exit = match container.exit() {
+        Some(exit) => Some(exit),
+        None => tokio::time::timeout(EXIT_NEWS_TIMEOUT, container.exited()).await.ok(),
+    };
+    tracing::debug!(container = %container.path(), ?error, ?exit, "a request broke");
+    match exit {
+        Some(exit) if exit.out_of_memory => {
+            let detail = "the function's container used more memory than it may; a fresh one serves the next request";
+            fail(ProblemKind::FunctionOutOfMemory, "handler", detail)
+        }
+        Some(exit) => {
+            let code = exit.code.map_or_else(|| "without a code".into(), |code| format!("with code {code}"));
+            fail(ProblemKind::FunctionCrashed, "handler", format!("the function's process ended {code}; a fresh one serves the next request"))
+        }
+        None => fail(ProblemKind::FunctionBadResponse, "runtime", "the function's answer broke off or is not HTTP"),
+    }
+}
+
+struct Times {
+    began: Instant,
+    routed: Instant,
+    forwarded: Instant,
+}
+
+async fn finish(
+    worker: &Rc<Worker>,
+    call: Call<'_>,
+    times: Times,
+    exchange: Exchange,
+    mut response: Response<Incoming>,
+    client_side: Option<hyper::upgrade::OnUpgrade>,
+) -> Result<Response<ResponseBody>, Failure> {
+    if let Some(reason) = response.headers().get(names::ERROR) {
+        let reason = reason.to_str().ok().and_then(|r| r.parse::<ErrorReason>().ok());
+        return Err(runtime_error(reason, response, exchange).await);
+    }
+    let answered = Instant::now();
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let function_side = (switched && client_side.is_some()).then(|| hyper::upgrade::on(&mut response));
+    if switched && function_side.is_none() || response.status().is_informational() && !switched {
+        exchange.finish(false);
+        return Err(fail(ProblemKind::FunctionBadResponse, "runtime", "the function switched protocols though the client did not ask for it"));
+    }
+    let (mut parts, incoming) = response.into_parts();
+    let by_tenant = parts.headers.get(names::FAULT).is_some();
+    let protocol = parts.headers.get(header::UPGRADE).cloned();
+    headers::strip(&mut parts.headers);
+    parts.extensions.clear();
+    stamp(&mut parts.headers, call, &times, answered, &exchange.lease, by_tenant);
+    let metrics = &worker.shared.metrics;
+    metrics.answered(by_tenant.then_some(Fault::Tenant));
+    metrics.started(exchange.lease.start(), answered - times.began);
+    if exchange.lease.start() == Start::Cold {
+        let cold = exchange.lease.timings();
+        metrics.cold_phases(cold.claim_ms, cold.modules_ms, cold.load_ms);
+    }
+    if let (Some(function_side), Some(client_side)) = (function_side, client_side) {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            parts.headers.insert(header::UPGRADE, protocol);
+        }
+        let idle_timeout = worker.shared.config.upgrade_idle_timeout;
+        upgrade::join(client_side, function_side, exchange, idle_timeout, worker.shared.draining.clone());
+        return Ok(Response::from_parts(parts, ResponseBody::Own(None)));
+    }
+    let silence_max = Duration::from_millis(call.version.timeout_ms);
+    let body = ResponseBody::Function(Box::new(FunctionBody::new(incoming, silence_max, exchange)));
+    Ok(Response::from_parts(parts, body))
+}
+
+/// Puts the platform's own headers on a function's answer.
+fn stamp(headers: &mut http::HeaderMap, call: Call<'_>, times: &Times, answered: Instant, lease: &Lease, by_tenant: bool) {
+    if let Ok(id) = HeaderValue::from_str(call.request_id) {
+        headers.insert(names::REQUEST_ID, id);
+    }
+    headers.insert(names::START, HeaderValue::from_static(start_name(lease.start())));
+    if by_tenant {
+        headers.insert(names::FAULT, HeaderValue::from_static("tenant"));
+    }
+    let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1_000.0;
+    let mut timing = String::with_capacity(96);
+    let (route, run) = (ms(times.began, times.routed), ms(times.forwarded, answered));
+    let _ = match lease.start() {
+        Start::Warm => write!(timing, "route;dur={route:.3}, run;dur={run:.3}"),
+        Start::Cold => {
+            let cold = lease.timings();
+            write!(
+                timing,
+                "route;dur={route:.3}, claim;dur={:.3}, modules;dur={:.3}, load;dur={:.3}, run;dur={run:.3}",
+                cold.claim_ms, cold.modules_ms, cold.load_ms
+            )
+        }
+    };
+    if let Ok(value) = HeaderValue::try_from(timing) {
+        headers.append(names::SERVER_TIMING, value);
+    }
+}
+
+const fn start_name(start: Start) -> &'static str {
+    match start {
+        Start::Warm => "warm",
+        Start::Cold => "cold",
+    }
+}
+
+/// The runtime says that the function failed: its words become the problem's detail.
+async fn runtime_error(reason: Option<ErrorReason>, response: Response<Incoming>, exchange: Exchange) -> Failure {
+    let body = Limited::new(response.into_body(), ERROR_BODY_BYTES_MAX).collect();
+    let body: Option<Bytes> = match tokio::time::timeout(Duration::from_secs(1), body).await {
+        Ok(Ok(collected)) => Some(collected.to_bytes()),
+        _ => None,
+    };
+    let message = body
+        .as_deref()
+        .and_then(|b| serde_json::from_slice::<serde_json::Value>(b).ok())
+        .and_then(|v| v.get("message").and_then(|m| m.as_str()).map(|m| m.chars().take(4_096).collect::<String>()))
+        .unwrap_or_else(|| "the function gave no reason".into());
+    exchange.finish(body.is_some());
+    let kind = match reason {
+        Some(ErrorReason::Load) => ProblemKind::FunctionLoadFailed,
+        Some(ErrorReason::Failed) => ProblemKind::FunctionFailed,
+        Some(ErrorReason::BadResponse) | None => ProblemKind::FunctionBadResponse,
+        Some(ErrorReason::Exit) => ProblemKind::FunctionCrashed,
+        Some(ErrorReason::Unknown) => ProblemKind::NoCapacity,
+    };
+    fail(kind, "runtime", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_cut_out_of_paths() {
+        assert_eq!(function_key("/run/a/b/c"), Some("a/b/c"));
+        assert_eq!(function_key("/run/a/b/c/"), Some("a/b/c"));
+        assert_eq!(function_key("/run/a/b/c/d/e"), Some("a/b/c"));
+        assert_eq!(function_key("/run/a/b"), None);
+        assert_eq!(function_key("/run/a"), None);
+        assert_eq!(function_key("/runs/a/b/c"), None);
+        // Encoded or empty parts make keys that are no names: the lookup refuses them.
+        assert_eq!(function_key("/run//b/c"), Some("/b/c"));
+        assert!("/b/c".parse::<FunctionPath>().is_err());
+        assert_eq!(function_key("/run/a/b/%2e%2e"), Some("a/b/%2e%2e"));
+        assert!("a/b/%2e%2e".parse::<FunctionPath>().is_err());
+    }
+}

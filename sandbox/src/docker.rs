@@ -1,0 +1,571 @@
+//! Containers of a Docker engine. The engine makes and removes them; what is on a request's path or too slow through the engine
+//! (freezing, limits, use, waiting for the end) is done through the kernel directly, with the engine as the fallback.
+//!
+//! What the caller prepares: a slot's directory with `run/`, `tree/` and for a build `out/`. With root, what is mounted below `tree/`
+//! appears in the running container; the directory that holds the slots is made a shared mount for that ([`share_mounts`]) when the
+//! first container is made in it, if it is not on one already.
+
+mod config;
+mod describe;
+mod engine;
+mod options;
+mod slot_dir;
+
+pub use config::{Config, INSTANCE_BYTES_MAX, UID_BASE_MIN};
+pub use slot_dir::share_mounts;
+pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SLOT};
+pub(crate) use engine::{connect, within};
+
+use crate::{
+    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup, image,
+    net::{self, Egress, NetError},
+};
+use async_trait::async_trait;
+use bollard::{
+    errors::Error as EngineError,
+    models::{ContainerInspectResponse, ContainerUpdateBody},
+    query_parameters::{
+        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
+    },
+};
+use engine::Engine;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use hearth_model::{function::NodeVersion, protocol::paths};
+use parking_lot::Mutex;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Most bytes that [`Sandbox::output`] gives back.
+pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Lines asked of the engine for it; a build prints fewer long ones or many short ones.
+const OUTPUT_LINES_MAX: usize = 2_000;
+/// Containers that are looked at simultaneously when a node starts.
+const INSPECTIONS_MAX: usize = 8;
+
+/// Containers of one node through a Docker engine. Dropping it leaves the containers as they are.
+pub struct DockerSandbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    engine: Engine,
+    hierarchy: Option<cgroup::Hierarchy>,
+    egress: Option<Egress>,
+    /// Weaknesses found while connecting.
+    warnings: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Containers that run or have ended and are not removed; as many as there are slots.
+    known: HashMap<String, Known>,
+    /// Slots whose container is being made, so that `list` does not take it for a leftover.
+    pending: HashSet<u32>,
+    /// Directories of slots from which mounts propagate; one, but for tests.
+    shared: HashSet<PathBuf>,
+}
+
+/// What is kept of a container so that the engine need not be asked.
+#[derive(Clone)]
+struct Known {
+    running: Running,
+    run_dir: Option<PathBuf>,
+    group: Option<cgroup::Group>,
+    /// Refers to the process itself, whatever becomes of its number.
+    process: Option<Arc<OwnedFd>>,
+}
+
+impl DockerSandbox {
+    /// Connects to the engine and starts egress where the configuration asks for it.
+    pub async fn connect(config: Config) -> Result<Self, SandboxError> {
+        config.validate()?;
+        let engine = Engine::connect(&config).await?;
+        let mut warnings = Vec::new();
+        let hierarchy = cgroup::Hierarchy::detect()
+            .inspect_err(|e| warnings.push(format!("control groups are not readable ({e}): freezing goes through the engine and is slow")))
+            .ok();
+        let egress = match config.egress.mode {
+            net::Mode::None => None,
+            net::Mode::Public => match Egress::start(&config.egress, &config.instance).await.map_err(|e| egress_failed(&e))? {
+                net::Start::Running(egress, weak) => {
+                    warnings.extend(weak);
+                    Some(egress)
+                }
+                net::Start::Unavailable(reason) => {
+                    warnings.push(reason);
+                    None
+                }
+            },
+        };
+        let state = Mutex::new(State::default());
+        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, egress, warnings, state }) })
+    }
+
+    /// Makes sure that the engine has the image of `purpose`, building it where needed; `progress` gets lines for people. Images
+    /// named in the configuration are only looked for.
+    pub async fn ensure_image(
+        &self,
+        cache_dir: &Path,
+        purpose: Purpose,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<String, image::ImageError> {
+        let configured = match purpose {
+            Purpose::Runtime => &self.inner.config.runtime_image,
+            Purpose::Build => &self.inner.config.build_image,
+        };
+        let docker = self.inner.engine.docker();
+        match configured {
+            Some(image) if image::present(docker, image).await? => Ok(image.clone()),
+            Some(image) => Err(image::ImageError::Configured { image: image.clone() }),
+            None => image::ensure(docker, cache_dir, purpose, progress).await,
+        }
+    }
+
+    /// For the end of a node's life: takes the packet filter away if no container of the instance is left that it would protect.
+    pub async fn close(&self) -> Result<(), SandboxError> {
+        let Some(egress) = &self.inner.egress else { return Ok(()) };
+        if self.list().await?.is_empty() { egress.close().await.map_err(|e| egress_failed(&e)) } else { Ok(()) }
+    }
+}
+
+fn egress_failed(error: &NetError) -> SandboxError {
+    SandboxError::Failed { call: "egress", detail: format!("{error}; to run without, set egress.mode = \"none\"") }
+}
+
+fn host_failed(call: &'static str) -> impl Fn(io::Error) -> SandboxError {
+    move |error| SandboxError::Failed { call, detail: error.to_string() }
+}
+
+/// Runs what may block for longer than a task should.
+async fn blocking<T: Send + 'static>(
+    call: &'static str,
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| SandboxError::Failed { call, detail: e.to_string() })?
+}
+
+impl Inner {
+    async fn create(&self, spec: &SandboxSpec) -> Result<Running, SandboxError> {
+        let body = options::container(&self.config, spec, slot_dir::is_root())?;
+        self.prepare(spec).await?;
+        let image = body.image.clone().unwrap_or_default();
+        let docker = self.engine.docker();
+        let named = CreateContainerOptionsBuilder::default().name(&options::name(&self.config, spec.slot)).build();
+        let id = match self.engine.slow("create container", docker.create_container(Some(named), body)).await {
+            Ok(created) => created.id,
+            Err(error) => {
+                let _ = slot_dir::release(&spec.slot_dir.join("run"));
+                return Err(error);
+            }
+        };
+        match self.start(spec, &id, image).await {
+            Ok(known) => {
+                let running = known.running.clone();
+                self.state.lock().known.insert(id, known);
+                Ok(running)
+            }
+            Err(error) => {
+                if let Err(left) = self.remove(&id).await {
+                    tracing::warn!(container = id, slot = spec.slot, %left, "a container that could not be started could not be removed either");
+                }
+                let _ = slot_dir::release(&spec.slot_dir.join("run"));
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        let slots = spec.slot_dir.parent().unwrap_or(&spec.slot_dir).to_owned();
+        let unshared = !self.state.lock().shared.contains(&slots);
+        let (config, spec, dir) = (self.config.clone(), spec.clone(), slots.clone());
+        let work = move || {
+            if unshared {
+                share_mounts(&dir)?;
+            }
+            slot_dir::prepare(&config, &spec)
+        };
+        blocking("prepare slot", work).await?;
+        self.state.lock().shared.insert(slots);
+        Ok(())
+    }
+
+    async fn start(&self, spec: &SandboxSpec, id: &str, image: String) -> Result<Known, SandboxError> {
+        self.engine.slow("start container", self.engine.docker().start_container(id, None::<StartContainerOptions>)).await?;
+        let inspected = self.inspect(id).await?;
+        let running = Running {
+            id: SandboxId(id.to_owned()),
+            slot: spec.slot,
+            pid: pid_of(&inspected),
+            purpose: spec.purpose,
+            node: spec.node,
+            image,
+        };
+        let known = self.know(running, Some(spec.slot_dir.join("run")));
+        // A container that ended at once has no network namespace any more, and needs none.
+        if let (Some(egress), Purpose::Runtime, Some(_)) = (&self.egress, spec.purpose, &known.process) {
+            egress.attach(spec.slot, known.running.pid).await.map_err(|e| egress_failed(&e))?;
+        }
+        Ok(known)
+    }
+
+    /// Takes hold of the container's process and control group.
+    fn know(&self, running: Running, run_dir: Option<PathBuf>) -> Known {
+        let pid = i32::try_from(running.pid).ok().and_then(Pid::from_raw);
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).map(Arc::new);
+        // Read after the process was taken hold of: a path with the container's id proves that the number was still its own.
+        let group = self.hierarchy.as_ref().zip(pid).and_then(|(h, _)| h.group(&running.id.0, running.pid).ok());
+        let process = process.filter(|_| group.is_some());
+        Known { running, run_dir, group, process }
+    }
+
+    async fn inspect(&self, id: &str) -> Result<ContainerInspectResponse, SandboxError> {
+        self.engine.quick("inspect container", self.engine.docker().inspect_container(id, None::<InspectContainerOptions>)).await
+    }
+
+    /// From memory, or for a container of an earlier life from the engine. Others' containers do not exist.
+    async fn find(&self, id: &SandboxId) -> Result<Known, SandboxError> {
+        if let Some(known) = self.state.lock().known.get(&id.0) {
+            return Ok(known.clone());
+        }
+        let inspected = self.inspect(&id.0).await?;
+        let known = self.adopt(&inspected).ok_or_else(|| SandboxError::NotFound { id: id.0.clone() })?;
+        Ok(self.state.lock().known.entry(known.running.id.0.clone()).or_insert(known).clone())
+    }
+
+    /// What the engine says of a container of this instance.
+    fn adopt(&self, inspected: &ContainerInspectResponse) -> Option<Known> {
+        let config = inspected.config.as_ref()?;
+        let labels = config.labels.as_ref()?;
+        if labels.get(LABEL_INSTANCE)? != &self.config.instance {
+            return None;
+        }
+        let running = Running {
+            id: SandboxId(inspected.id.clone()?),
+            slot: labels.get(LABEL_SLOT)?.parse().ok()?,
+            pid: pid_of(inspected),
+            purpose: [Purpose::Runtime, Purpose::Build].into_iter().find(|p| Some(options::purpose_label(*p)) == labels.get(LABEL_PURPOSE).map(String::as_str))?,
+            node: [NodeVersion::V22, NodeVersion::V24].into_iter().find(|n| Some(n.as_str()) == labels.get(LABEL_NODE).map(String::as_str))?,
+            image: config.image.clone()?,
+        };
+        let mounts = inspected.mounts.iter().flatten();
+        let run_dir = mounts.filter(|m| m.destination.as_deref() == Some(paths::RUN)).find_map(|m| m.source.clone().map(PathBuf::from));
+        Some(self.know(running, run_dir))
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), SandboxError> {
+        let force = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match self.engine.slow("remove container", self.engine.docker().remove_container(id, Some(force))).await {
+            Ok(()) | Err(SandboxError::NotFound { .. }) => Ok(()),
+            // Someone else is at it; it is gone when they are done.
+            Err(SandboxError::Failed { detail, .. }) if detail.contains("already in progress") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        let known = match self.find(id).await {
+            Ok(known) => known,
+            Err(SandboxError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // First the kill, then the thaw: a frozen process takes no signal until it is thawed, and must not run once more.
+        if let Some(process) = &known.process {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+        if let Some(group) = &known.group {
+            let _ = group.thaw();
+        }
+        self.remove(&id.0).await?;
+        if let Some(run) = known.run_dir {
+            blocking("unmount", move || slot_dir::release(&run).map_err(host_failed("unmount"))).await?;
+        }
+        self.state.lock().known.remove(&id.0);
+        Ok(())
+    }
+
+    /// Through the control group, or where that is out of reach through the engine.
+    async fn set_frozen(&self, id: &SandboxId, frozen: bool) -> Result<(), SandboxError> {
+        let known = self.find(id).await?;
+        let call = if frozen { "freeze" } else { "thaw" };
+        if let Some(group) = known.group {
+            let written = blocking(call, move || Ok(if frozen { group.freeze() } else { group.thaw() })).await?;
+            match written {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(SandboxError::NotFound { id: id.0.clone() }),
+                Err(error) => return Err(host_failed(call)(error)),
+            }
+        }
+        let docker = self.engine.docker();
+        let done = if frozen {
+            self.engine.quick(call, docker.pause_container(&id.0)).await
+        } else {
+            self.engine.quick(call, docker.unpause_container(&id.0)).await
+        };
+        match done {
+            Err(SandboxError::Failed { detail, .. }) if detail.contains("already paused") || detail.contains("is not paused") => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn resize(&self, id: &SandboxId, limits: &Limits) -> Result<(), SandboxError> {
+        let call = "resize";
+        if limits.memory_mb == 0 || limits.cpu_millis == 0 || limits.pids == 0 {
+            return Err(SandboxError::Failed { call, detail: format!("a limit of zero would mean no limit: {limits:?}") });
+        }
+        let known = self.find(id).await?;
+        if let Some(group) = known.group {
+            let wanted = *limits;
+            // Lowering the memory limit may make the kernel write pages back first.
+            match blocking(call, move || Ok(group.resize(&wanted))).await? {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(SandboxError::NotFound { id: id.0.clone() }),
+                Err(error) => return Err(host_failed(call)(error)),
+            }
+        }
+        let memory = i64::try_from(limits.memory_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
+        let body = ContainerUpdateBody {
+            memory: Some(memory),
+            memory_swap: Some(memory),
+            nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+            cpu_shares: Some(i64::from(limits.cpu_shares)),
+            pids_limit: Some(i64::from(limits.pids)),
+            ..ContainerUpdateBody::default()
+        };
+        self.engine.quick(call, self.engine.docker().update_container(&id.0, body)).await
+    }
+
+    async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError> {
+        let known = self.find(id).await?;
+        if let Some(process) = &known.process {
+            ended(process).await.map_err(host_failed("wait"))?;
+        }
+        // The group goes when the engine has noticed the end; this reads it before.
+        let killed = known.group.as_ref().is_some_and(cgroup::Group::out_of_memory);
+        let code = match self.exit_code(id, known.process.is_some()).await {
+            Ok(code) => code,
+            Err(SandboxError::NotFound { .. }) => return Ok(Exit { code: None, out_of_memory: killed }),
+            Err(error) => return Err(error),
+        };
+        let by_engine = match self.inspect(&id.0).await {
+            Ok(inspected) => inspected.state.and_then(|s| s.oom_killed).unwrap_or(false),
+            Err(SandboxError::NotFound { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Exit { code: Some(code), out_of_memory: killed || by_engine })
+    }
+
+    /// The engine's word on how it ended: at once where the process is known to be gone, otherwise whenever that happens.
+    async fn exit_code(&self, id: &SandboxId, ended: bool) -> Result<i64, SandboxError> {
+        loop {
+            let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+            let mut answers = self.engine.docker().wait_container(&id.0, Some(options));
+            let answer = self.engine.quick("wait", async {
+                match answers.next().await {
+                    Some(Ok(answer)) => Ok(answer.status_code),
+                    Some(Err(EngineError::DockerContainerWaitError { code, .. })) => Ok(code),
+                    Some(Err(error)) => Err(error),
+                    None => Err(EngineError::RequestTimeoutError),
+                }
+            });
+            match answer.await {
+                Err(SandboxError::Deadline { .. }) if !ended => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {
+        let known = self.find(id).await?;
+        // A container that has ended uses nothing.
+        let Some(group) = known.group else { return Ok(Usage::default()) };
+        match group.usage() {
+            Ok(usage) => Ok(usage),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+                Ok(Usage::default())
+            }
+            Err(error) => Err(host_failed("usage")(error)),
+        }
+    }
+
+    async fn output(&self, id: &SandboxId) -> Result<String, SandboxError> {
+        self.find(id).await?;
+        let tail = OUTPUT_LINES_MAX.to_string();
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&tail).build();
+        let read = async {
+            let mut lines = self.engine.docker().logs(&id.0, Some(options));
+            let mut kept: Vec<u8> = Vec::new();
+            while let Some(line) = lines.try_next().await? {
+                kept.extend_from_slice(line.as_ref());
+                // Cut in large steps, so that a long log is not moved about for each of its lines.
+                if kept.len() > 2 * OUTPUT_BYTES_MAX {
+                    kept.drain(..kept.len() - OUTPUT_BYTES_MAX);
+                }
+            }
+            Ok(kept)
+        };
+        let kept = self.engine.quick("read output", read).await?;
+        Ok(tail_text(&kept))
+    }
+
+    async fn list(&self) -> Result<Vec<Running>, SandboxError> {
+        let label = format!("{LABEL_INSTANCE}={}", self.config.instance);
+        let filters = HashMap::from([("label".to_owned(), vec![label])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let found = self.engine.quick("list containers", self.engine.docker().list_containers(Some(options))).await?;
+        let ids: Vec<String> = found
+            .into_iter()
+            .filter(|c| {
+                let slot = c.labels.as_ref().and_then(|l| l.get(LABEL_SLOT)?.parse().ok());
+                slot.is_none_or(|slot: u32| !self.state.lock().pending.contains(&slot))
+            })
+            .filter_map(|c| c.id)
+            .collect();
+        let listed: Vec<Option<Running>> =
+            stream::iter(ids).map(|id| self.list_one(id)).buffer_unordered(INSPECTIONS_MAX).try_collect().await?;
+        let mut running: Vec<Running> = listed.into_iter().flatten().collect();
+        running.sort_by_key(|r| r.slot);
+        Ok(running)
+    }
+
+    async fn list_one(&self, id: String) -> Result<Option<Running>, SandboxError> {
+        let inspected = match self.inspect(&id).await {
+            Ok(inspected) => inspected,
+            Err(SandboxError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let runs = inspected.state.as_ref().and_then(|s| s.running).unwrap_or(false);
+        match self.adopt(&inspected) {
+            Some(known) if runs => {
+                let running = known.running.clone();
+                self.state.lock().known.entry(id).or_insert(known);
+                Ok(Some(running))
+            }
+            _ => {
+                self.destroy(&SandboxId(id)).await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Waits until the process has ended. Works on a copy, because one descriptor can be waited for only once at a time; dropping the
+/// future drops the copy.
+async fn ended(process: &OwnedFd) -> io::Result<()> {
+    let copy = process.try_clone()?;
+    #[expect(deprecated, reason = "sound here: the descriptor is owned, so it stays open and the same until it is deregistered")]
+    let watched = AsyncFd::with_interest(copy, Interest::READABLE)?;
+    watched.readable().await.map(drop)
+}
+
+fn pid_of(inspected: &ContainerInspectResponse) -> u32 {
+    inspected.state.as_ref().and_then(|s| s.pid).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
+}
+
+/// The last bytes as text, from the beginning of a line where the beginning was cut off.
+fn tail_text(bytes: &[u8]) -> String {
+    let tail = &bytes[bytes.len().saturating_sub(OUTPUT_BYTES_MAX)..];
+    let text = String::from_utf8_lossy(tail);
+    if tail.len() == bytes.len() {
+        return text.into_owned();
+    }
+    text.split_once('\n').map_or_else(|| text.clone().into_owned(), |(_, rest)| rest.to_owned())
+}
+
+/// Marks a slot as being made until it is dropped.
+struct Pending {
+    inner: Arc<Inner>,
+    slot: u32,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.inner.state.lock().pending.remove(&self.slot);
+    }
+}
+
+#[async_trait]
+impl Sandbox for DockerSandbox {
+    async fn describe(&self) -> Result<Description, SandboxError> {
+        describe::describe(&self.inner.config, &self.inner.engine, self.inner.hierarchy.as_ref(), self.inner.egress.is_some(), &self.inner.warnings)
+            .await
+    }
+
+    /// Runs to its end even if the caller goes away, because the engine does so too; a container nobody waits for is destroyed.
+    async fn create(&self, spec: &SandboxSpec) -> Result<Running, SandboxError> {
+        if !self.inner.state.lock().pending.insert(spec.slot) {
+            return Err(SandboxError::Failed { call: "create container", detail: format!("slot {} is being made already", spec.slot) });
+        }
+        let pending = Pending { inner: Arc::clone(&self.inner), slot: spec.slot };
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let spec = spec.clone();
+        tokio::spawn(async move {
+            let created = pending.inner.create(&spec).await;
+            if let Err(Ok(unwanted)) = sender.send(created)
+                && let Err(error) = pending.inner.destroy(&unwanted.id).await
+            {
+                tracing::warn!(container = unwanted.id.0, slot = spec.slot, %error, "a container nobody waited for could not be removed");
+            }
+        });
+        receiver.await.map_err(|_| SandboxError::Failed { call: "create container", detail: "the attempt was given up".to_owned() })?
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        self.inner.destroy(id).await
+    }
+
+    async fn freeze(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        self.inner.set_frozen(id, true).await
+    }
+
+    async fn thaw(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        self.inner.set_frozen(id, false).await
+    }
+
+    async fn resize(&self, id: &SandboxId, limits: &Limits) -> Result<(), SandboxError> {
+        self.inner.resize(id, limits).await
+    }
+
+    async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError> {
+        self.inner.wait(id).await
+    }
+
+    async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {
+        self.inner.usage(id).await
+    }
+
+    async fn output(&self, id: &SandboxId) -> Result<String, SandboxError> {
+        self.inner.output(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<Running>, SandboxError> {
+        self.inner.list().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_cut_at_a_line() {
+        assert_eq!(tail_text(b"one\ntwo\n"), "one\ntwo\n");
+        let exact = vec![b'x'; OUTPUT_BYTES_MAX];
+        assert_eq!(tail_text(&exact).len(), OUTPUT_BYTES_MAX);
+        let mut long = b"first line\n".repeat(OUTPUT_BYTES_MAX / 11 + 2);
+        long.extend_from_slice(b"the end\n");
+        let text = tail_text(&long);
+        assert!(text.len() <= OUTPUT_BYTES_MAX && text.starts_with("first line\n") && text.ends_with("the end\n"));
+    }
+}

@@ -1,0 +1,157 @@
+//! What is weak about this machine's containers, each with its remedy.
+
+use super::{
+    config::Config,
+    engine::Engine,
+    slot_dir::is_root,
+};
+use crate::{Description, Purpose, SandboxError, cgroup, net};
+use bollard::models::{SystemInfo, SystemVersion};
+use std::{collections::BTreeMap, path::Path};
+
+pub(super) async fn describe(
+    config: &Config,
+    engine: &Engine,
+    hierarchy: Option<&cgroup::Hierarchy>,
+    egress: bool,
+    found: &[String],
+) -> Result<Description, SandboxError> {
+    let docker = engine.docker();
+    let version = engine.quick("version", docker.version()).await?;
+    let info = engine.quick("info", docker.info()).await?;
+    let runc = component(&version, "runc");
+    let cgroup = hierarchy.map_or("cgroup unknown".to_owned(), |h| format!("cgroup {}", h.version()));
+    let text = format!(
+        "docker {}, API {}, {}, {cgroup}{}",
+        version.version.as_deref().unwrap_or("unknown"),
+        docker.client_version(),
+        runc.as_deref().map_or("runc unknown".to_owned(), |r| format!("runc {r}")),
+        match (config.egress.mode, egress) {
+            (net::Mode::Public, true) => ", egress public",
+            _ => ", egress none",
+        },
+    );
+    let (mounts_propagate, mount_warning) = propagation(&config.socket);
+    let mut warnings = found.to_vec();
+    warnings.extend(mount_warning);
+    warnings.extend(of_engine(config, &info, runc.as_deref()));
+    if !is_root() {
+        warnings.push(
+            "this process is not root: a tenant can fill the disk through its run directory, and slots' directories are open to every user who can reach them; run as root".to_owned(),
+        );
+    }
+    Ok(Description { engine: text, mounts_propagate, warnings, images: images(config) })
+}
+
+fn images(config: &Config) -> BTreeMap<String, String> {
+    [("runtime", Purpose::Runtime), ("build", Purpose::Build)].into_iter().map(|(name, p)| (name.to_owned(), config.image(p))).collect()
+}
+
+fn component(version: &SystemVersion, name: &str) -> Option<String> {
+    version.components.iter().flatten().find(|c| c.name == name).map(|c| c.version.clone())
+}
+
+fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let default_runtime = config.oci_runtime.as_deref().or(info.default_runtime.as_deref()).unwrap_or("runc");
+    if default_runtime == "runc" && !runc.is_some_and(runc_is_mended) {
+        warnings.push(format!(
+            "runc {} has known ways out of a container (CVE-2025-31133, -52565, -52881) unless the distribution has mended it under the old number: install runc 1.2.8, 1.3.3 or newer",
+            runc.unwrap_or("of unknown version")
+        ));
+    }
+    if let Some(wanted) = &config.oci_runtime
+        && !info.runtimes.as_ref().is_some_and(|r| r.contains_key(wanted))
+    {
+        warnings.push(format!("the engine does not know the runtime {wanted:?}: add it to the engine's daemon.json, or unset oci_runtime"));
+    }
+    let security: Vec<&str> = info.security_options.iter().flatten().map(String::as_str).collect();
+    if !security.iter().any(|s| s.starts_with("name=seccomp") && !s.contains("unconfined")) {
+        warnings.push("the engine filters no system calls (seccomp): use a kernel and an engine with its default profile".to_owned());
+    }
+    if !security.iter().any(|s| s.starts_with("name=userns") || s.starts_with("name=rootless")) {
+        warnings.push(
+            "user ids inside containers are those of this machine (each slot has its own, none is root): set \"userns-remap\" in the engine's daemon.json for one more wall, where slot directories allow it".to_owned(),
+        );
+    }
+    if info.live_restore_enabled != Some(true) {
+        warnings.push("a restart of the engine ends all containers: set \"live-restore\": true in its daemon.json".to_owned());
+    }
+    for (have, what) in [
+        (info.memory_limit, "memory"),
+        (info.swap_limit, "swap"),
+        (info.pids_limit, "processes"),
+        (info.cpu_cfs_quota, "CPU"),
+    ] {
+        if have == Some(false) {
+            warnings.push(format!("the kernel or engine does not limit {what} of containers: enable that control group controller"));
+        }
+    }
+    warnings
+}
+
+/// Whether runc is one of those that were mended: 1.2.8, 1.3.3, or anything newer.
+fn runc_is_mended(version: &str) -> bool {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    let (Some(major), Some(minor), patch) = (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) else { return false };
+    match (major, minor) {
+        (1, 2) => patch >= 8,
+        (1, 3) => patch >= 3,
+        // The first candidates of 1.4 were still open.
+        (1, 4) if patch == 0 => !version.contains("rc.1") && !version.contains("rc.2") && !version.contains("rc1") && !version.contains("rc2"),
+        _ => (major, minor) > (1, 3),
+    }
+}
+
+/// Mounts made by this process reach running containers if it may mount and shares the engine's view of mounts.
+fn propagation(socket: &Path) -> (bool, Option<String>) {
+    if !is_root() {
+        let remedy = "modules cannot be mounted into running containers: run as root; until then every container sees the whole module cache, read-only";
+        return (false, Some(remedy.to_owned()));
+    }
+    match engine_shares_mounts(socket) {
+        Some(true) | None => (true, None),
+        Some(false) => {
+            let remedy = "the engine runs in another mount namespace, so modules cannot be mounted into running containers: run both in the same one";
+            (false, Some(remedy.to_owned()))
+        }
+    }
+}
+
+fn engine_shares_mounts(socket: &Path) -> Option<bool> {
+    let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    let namespace = |pid: String| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    Some(namespace(peer.pid.as_raw_nonzero().to_string())? == namespace("self".to_owned())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mended_versions_of_runc() {
+        for good in ["1.2.8", "1.2.9", "1.3.3", "1.3.4+ds1", "1.4.0", "1.4.0-rc.3", "1.10.0", "2.0.0"] {
+            assert!(runc_is_mended(good), "{good}");
+        }
+        for bad in ["1.1.5+ds1", "1.2.7", "1.3.2", "1.4.0-rc.2", "1.0.0-rc93", "", "unknown"] {
+            assert!(!runc_is_mended(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_weak_engine_is_described() {
+        let weak = SystemInfo { swap_limit: Some(false), ..SystemInfo::default() };
+        let config = Config { oci_runtime: Some("runsc".to_owned()), ..Config::default() };
+        let text = of_engine(&config, &weak, None).join("\n");
+        for word in ["\"runsc\"", "seccomp", "live-restore", "swap"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        let strong = SystemInfo {
+            security_options: Some(vec!["name=seccomp,profile=default".to_owned(), "name=userns".to_owned()]),
+            live_restore_enabled: Some(true),
+            ..SystemInfo::default()
+        };
+        assert_eq!(of_engine(&Config::default(), &strong, Some("1.3.3")), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,335 @@
+//! The one place where a container's options come from: a pure function of constants, the operator's configuration and a
+//! [`SandboxSpec`], which holds nothing that a tenant can choose but sizes. It asks for no capability, no device, no host
+//! namespace and no host path but the slot's own directories and the runtime's program.
+
+use super::config::Config;
+use crate::{Purpose, SandboxError, SandboxSpec, net};
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
+    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+};
+use hearth_model::{function::NodeVersion, protocol::paths};
+use std::{collections::HashMap, path::Path};
+
+/// Label with [`Config::instance`].
+pub const LABEL_INSTANCE: &str = "hearth.instance";
+/// Label with the slot's number.
+pub const LABEL_SLOT: &str = "hearth.slot";
+/// Label with `runtime` or `build`.
+pub const LABEL_PURPOSE: &str = "hearth.purpose";
+/// Label with the major version of Node.js.
+pub const LABEL_NODE: &str = "hearth.node";
+
+/// Where a build finds `out/`.
+pub const BUILD_DIR: &str = "/build";
+/// Inodes of `/tmp` for each MiB of it: enough for npm's cache of small files, too few to be an attack on the kernel's memory.
+const TMP_INODES_PER_MB: u64 = 256;
+/// Most inodes of `/tmp`.
+const TMP_INODES_MAX: u64 = 262_144;
+/// Above the usual 0, so that the kernel takes a tenant's process before the node's own when the whole machine is short.
+const OOM_SCORE_ADJ: i64 = 500;
+const MIB: u64 = 1024 * 1024;
+
+/// The container's name, one per slot: the engine itself refuses a second container on a slot.
+pub(crate) fn name(config: &Config, slot: u32) -> String {
+    format!("hearth-{}-{slot}", config.instance)
+}
+
+pub(crate) fn purpose_label(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Runtime => "runtime",
+        Purpose::Build => "build",
+    }
+}
+
+/// User and group id of a slot.
+pub(crate) fn uid(config: &Config, slot: u32) -> Result<u32, SandboxError> {
+    // The last ids of 32 bits mean "none" and "overflow" to the kernel and to network file systems.
+    config
+        .uid_base
+        .checked_add(slot)
+        .filter(|uid| *uid < u32::MAX - 2)
+        .ok_or_else(|| refuse(format!("slot {slot} leaves no user id above uid_base {}", config.uid_base)))
+}
+
+/// All options of the container for `spec`. With `propagate` mounts below the slot's tree reach the running container.
+pub(crate) fn container(config: &Config, spec: &SandboxSpec, propagate: bool) -> Result<ContainerCreateBody, SandboxError> {
+    let uid = uid(config, spec.slot)?;
+    Ok(ContainerCreateBody {
+        image: Some(config.image(spec.purpose)),
+        hostname: Some("hearth".to_owned()),
+        user: Some(format!("{uid}:{uid}")),
+        working_dir: Some(if spec.purpose == Purpose::Build { BUILD_DIR } else { "/tmp" }.to_owned()),
+        env: Some(environment(spec.purpose, spec.node)),
+        cmd: Some(command(spec)?),
+        labels: Some(labels(config, spec)),
+        host_config: Some(host_config(config, spec, uid, propagate)?),
+        ..ContainerCreateBody::default()
+    })
+}
+
+fn command(spec: &SandboxSpec) -> Result<Vec<String>, SandboxError> {
+    let node = format!("/opt/node{}/bin/node", spec.node.as_str());
+    match spec.purpose {
+        Purpose::Runtime if spec.args.is_empty() => Ok(vec![node, format!("{}/main.js", paths::RUNTIME)]),
+        Purpose::Runtime => Err(refuse("a runtime container takes no arguments".to_owned())),
+        Purpose::Build if spec.args.is_empty() => Err(refuse("a build needs the path of its script".to_owned())),
+        Purpose::Build => Ok([node].into_iter().chain(spec.args.iter().cloned()).collect()),
+    }
+}
+
+/// Constants. A tenant's own environment reaches its functions in memory, see the protocol.
+fn environment(purpose: Purpose, node: NodeVersion) -> Vec<String> {
+    let version = node.as_str();
+    let mut env = vec![
+        format!("PATH=/opt/node{version}/bin:/usr/bin:/bin"),
+        "HOME=/tmp".to_owned(),
+        "LANG=C.UTF-8".to_owned(),
+        "TZ=UTC".to_owned(),
+        format!("HEARTH_RUN_DIR={}", paths::RUN),
+    ];
+    if purpose == Purpose::Build {
+        env.push(format!("npm_config_nodedir=/opt/node{version}"));
+    }
+    env
+}
+
+fn labels(config: &Config, spec: &SandboxSpec) -> HashMap<String, String> {
+    HashMap::from([
+        (LABEL_INSTANCE.to_owned(), config.instance.clone()),
+        (LABEL_SLOT.to_owned(), spec.slot.to_string()),
+        (LABEL_PURPOSE.to_owned(), purpose_label(spec.purpose).to_owned()),
+        (LABEL_NODE.to_owned(), spec.node.as_str().to_owned()),
+    ])
+}
+
+fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -> Result<HostConfig, SandboxError> {
+    let limits = &spec.limits;
+    let memory = to_i64("memory_mb", limits.memory_mb.saturating_mul(MIB))?;
+    let nofile = to_i64("nofile", limits.nofile)?;
+    if limits.memory_mb == 0 || limits.cpu_millis == 0 || limits.pids == 0 || limits.nofile == 0 || limits.tmp_mb == 0 {
+        return Err(refuse(format!("a limit of zero would mean no limit: {limits:?}")));
+    }
+    Ok(HostConfig {
+        // Isolation.
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        privileged: Some(false),
+        readonly_rootfs: Some(true),
+        network_mode: Some("none".to_owned()),
+        // Private, and without a shared memory file system that would be one more thing to fill.
+        ipc_mode: Some("none".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        runtime: config.oci_runtime.clone(),
+        // Node.js is process 1. An init process would cost memory in every container, and what it would reap counts against this
+        // container's own limit of processes.
+        init: Some(false),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        // Limits.
+        memory: Some(memory),
+        memory_swap: Some(memory),
+        nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+        cpu_shares: Some(i64::from(limits.cpu_shares)),
+        pids_limit: Some(i64::from(limits.pids)),
+        oom_score_adj: Some(OOM_SCORE_ADJ),
+        // No limit of processes per user: it counts per user id over the whole machine, the container's own limit is enough.
+        ulimits: Some(vec![ulimit("nofile", nofile), ulimit("core", 0)]),
+        log_config: Some(log_config(spec.purpose)),
+        // Files.
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp_options(limits.tmp_mb, uid))])),
+        mounts: Some(mounts(spec, propagate)?),
+        // The address is the node's own resolver rule, see `net`; without egress it leads nowhere. Given in any case, because the
+        // engine would otherwise show the host's own resolvers to the tenant.
+        dns: Some(vec![net::GATEWAY.to_string()]),
+        dns_search: Some(vec![".".to_owned()]),
+        dns_options: Some(vec!["ndots:0".to_owned()]),
+        ..HostConfig::default()
+    })
+}
+
+fn tmp_options(tmp_mb: u64, uid: u32) -> String {
+    let inodes = tmp_mb.saturating_mul(TMP_INODES_PER_MB).min(TMP_INODES_MAX);
+    // Executable, because modules unpack native code here and because what runs here could as well be JavaScript.
+    format!("rw,nosuid,nodev,exec,size={tmp_mb}m,nr_inodes={inodes},mode=1777,uid={uid},gid={uid}")
+}
+
+fn mounts(spec: &SandboxSpec, propagate: bool) -> Result<Vec<Mount>, SandboxError> {
+    let run = spec.slot_dir.join("run");
+    let tree = spec.slot_dir.join("tree");
+    // Modules that are mounted below `tree` later on appear in the running container, nothing travels back.
+    let inward = if propagate { MountBindOptionsPropagationEnum::RSLAVE } else { MountBindOptionsPropagationEnum::RPRIVATE };
+    let mut mounts = vec![
+        bind(&run, paths::RUN, false, MountBindOptionsPropagationEnum::RPRIVATE)?,
+        bind(&tree, paths::SLOT, true, inward)?,
+        bind(&spec.runtime_dir, paths::RUNTIME, true, MountBindOptionsPropagationEnum::RPRIVATE)?,
+    ];
+    if spec.purpose == Purpose::Build {
+        mounts.push(bind(&spec.slot_dir.join("out"), BUILD_DIR, false, MountBindOptionsPropagationEnum::RPRIVATE)?);
+    }
+    Ok(mounts)
+}
+
+fn bind(source: &Path, target: &str, read_only: bool, propagation: MountBindOptionsPropagationEnum) -> Result<Mount, SandboxError> {
+    let text = source.to_str().ok_or_else(|| refuse(format!("{} is not UTF-8", source.display())))?;
+    if !source.is_absolute() {
+        return Err(refuse(format!("{text} is not an absolute path")));
+    }
+    Ok(Mount {
+        typ: Some(MountType::BIND),
+        source: Some(text.to_owned()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        bind_options: Some(MountBindOptions { propagation: Some(propagation), ..MountBindOptions::default() }),
+        ..Mount::default()
+    })
+}
+
+fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) }
+}
+
+/// What the first process prints is kept for diagnosis only, so little is enough; the engine's default driver has no bound.
+fn log_config(purpose: Purpose) -> HostConfigLogConfig {
+    let (size, files) = match purpose {
+        Purpose::Runtime => ("64k", "2"),
+        Purpose::Build => ("1m", "2"),
+    };
+    let config = [("max-size", size), ("max-file", files), ("compress", "false")];
+    HostConfigLogConfig {
+        typ: Some("local".to_owned()),
+        config: Some(config.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()),
+    }
+}
+
+fn to_i64(key: &'static str, value: u64) -> Result<i64, SandboxError> {
+    i64::try_from(value).map_err(|_| refuse(format!("{key} {value} is too large")))
+}
+
+fn refuse(detail: String) -> SandboxError {
+    SandboxError::Failed { call: "make options", detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+    use std::path::PathBuf;
+
+    fn spec(purpose: Purpose) -> SandboxSpec {
+        SandboxSpec {
+            slot: 7,
+            purpose,
+            node: NodeVersion::V24,
+            slot_dir: PathBuf::from("/data/slots/7"),
+            runtime_dir: PathBuf::from("/usr/lib/hearth/runtime"),
+            limits: Limits { memory_mb: 256, cpu_millis: 1500, cpu_shares: 1024, pids: 64, nofile: 4096, tmp_mb: 64 },
+            args: match purpose {
+                Purpose::Runtime => Vec::new(),
+                Purpose::Build => vec!["/opt/hearth/build/main.js".to_owned(), "lodash@4.17.21".to_owned()],
+            },
+        }
+    }
+
+    fn config() -> Config {
+        Config {
+            instance: "n1".to_owned(),
+            runtime_image: Some("hearth-runtime:test".to_owned()),
+            build_image: Some("hearth-build:test".to_owned()),
+            ..Config::default()
+        }
+    }
+
+    fn json(spec: &SandboxSpec) -> serde_json::Value {
+        serde_json::to_value(container(&config(), spec, true).unwrap()).unwrap()
+    }
+
+    /// Every option of a tenant's container, as the engine gets it. A change here is a change of the isolation: review it as one.
+    #[test]
+    fn golden_runtime() {
+        let expected = serde_json::json!({
+            "Image": "hearth-runtime:test",
+            "Hostname": "hearth",
+            "User": "60007:60007",
+            "WorkingDir": "/tmp",
+            "Env": ["PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth"],
+            "Cmd": ["/opt/node24/bin/node", "/opt/hearth/main.js"],
+            "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
+            "HostConfig": {
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"],
+                "Privileged": false,
+                "ReadonlyRootfs": true,
+                "NetworkMode": "none",
+                "IpcMode": "none",
+                "CgroupnsMode": "private",
+                "Init": false,
+                "RestartPolicy": {"Name": "no"},
+                "Memory": 268_435_456,
+                "MemorySwap": 268_435_456,
+                "NanoCpus": 1_500_000_000,
+                "CpuShares": 1024,
+                "PidsLimit": 64,
+                "OomScoreAdj": 500,
+                "Ulimits": [{"Name": "nofile", "Soft": 4096, "Hard": 4096}, {"Name": "core", "Soft": 0, "Hard": 0}],
+                "LogConfig": {"Type": "local", "Config": {"max-size": "64k", "max-file": "2", "compress": "false"}},
+                "Tmpfs": {"/tmp": "rw,nosuid,nodev,exec,size=64m,nr_inodes=16384,mode=1777,uid=60007,gid=60007"},
+                "Mounts": [
+                    {"Type": "bind", "Source": "/data/slots/7/run", "Target": "/run/hearth", "ReadOnly": false, "BindOptions": {"Propagation": "rprivate"}},
+                    {"Type": "bind", "Source": "/data/slots/7/tree", "Target": "/hearth", "ReadOnly": true, "BindOptions": {"Propagation": "rslave"}},
+                    {"Type": "bind", "Source": "/usr/lib/hearth/runtime", "Target": "/opt/hearth", "ReadOnly": true, "BindOptions": {"Propagation": "rprivate"}},
+                ],
+                "Dns": ["169.254.1.1"],
+                "DnsSearch": ["."],
+                "DnsOptions": ["ndots:0"],
+            },
+        });
+        assert_eq!(json(&spec(Purpose::Runtime)), expected);
+    }
+
+    #[test]
+    fn without_root_only_the_propagation_differs() {
+        let private = serde_json::to_value(container(&config(), &spec(Purpose::Runtime), false).unwrap()).unwrap();
+        let mut expected = json(&spec(Purpose::Runtime));
+        expected["HostConfig"]["Mounts"][1]["BindOptions"]["Propagation"] = "rprivate".into();
+        assert_eq!(private, expected);
+    }
+
+    #[test]
+    fn golden_build_differs_only_in_what_a_build_needs() {
+        let (runtime, build) = (json(&spec(Purpose::Runtime)), json(&spec(Purpose::Build)));
+        let mut expected = runtime;
+        expected["Image"] = "hearth-build:test".into();
+        expected["WorkingDir"] = "/build".into();
+        expected["Env"].as_array_mut().unwrap().push("npm_config_nodedir=/opt/node24".into());
+        expected["Cmd"] = serde_json::json!(["/opt/node24/bin/node", "/opt/hearth/build/main.js", "lodash@4.17.21"]);
+        expected["Labels"]["hearth.purpose"] = "build".into();
+        expected["HostConfig"]["LogConfig"]["Config"]["max-size"] = "1m".into();
+        expected["HostConfig"]["Mounts"].as_array_mut().unwrap().push(serde_json::json!(
+            {"Type": "bind", "Source": "/data/slots/7/out", "Target": "/build", "ReadOnly": false, "BindOptions": {"Propagation": "rprivate"}}
+        ));
+        assert_eq!(build, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_isolated_is_refused() {
+        let mut with_args = spec(Purpose::Runtime);
+        with_args.args.push("--inspect".to_owned());
+        let mut without_script = spec(Purpose::Build);
+        without_script.args.clear();
+        let mut relative = spec(Purpose::Runtime);
+        relative.slot_dir = PathBuf::from("slots/7");
+        let mut unlimited = spec(Purpose::Runtime);
+        unlimited.limits.memory_mb = 0;
+        let mut no_uid = spec(Purpose::Runtime);
+        no_uid.slot = u32::MAX - 60_000;
+        for bad in [with_args, without_script, relative, unlimited, no_uid] {
+            assert!(matches!(container(&config(), &bad, true), Err(SandboxError::Failed { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn slots_have_users_of_their_own() {
+        assert_eq!(uid(&config(), 0).unwrap(), 60_000);
+        assert_eq!(uid(&config(), 1).unwrap(), 60_001);
+    }
+}

@@ -1,0 +1,169 @@
+//! The packet filter as text for `nft -f`: a pure function, so that what is allowed can be read and tested in one place.
+
+use super::{Cidr, GATEWAY};
+use std::net::Ipv4Addr;
+
+/// Everything that is not the public internet: this host, private networks, carrier networks, link-local with cloud metadata,
+/// protocol assignments, 6to4 relays, benchmarking (where other nodes' containers may be), multicast, and what is reserved.
+const DENIED: [&str; 12] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+
+/// What the rules depend on.
+#[derive(Debug, Clone)]
+pub(super) struct Ruleset {
+    pub table: String,
+    /// Containers' interfaces on the host start with it.
+    pub prefix: String,
+    pub cidr: Cidr,
+    pub resolvers: Vec<Ipv4Addr>,
+    pub denied: Vec<Cidr>,
+    pub connections_max: u32,
+}
+
+impl Ruleset {
+    /// Replaces the table as a whole, in one transaction: no packet meets half of it.
+    pub(super) fn text(&self) -> String {
+        let Self { table, prefix, cidr, connections_max, .. } = self;
+        let mut denied: Vec<String> = DENIED.iter().map(|&d| d.to_owned()).collect();
+        denied.push(cidr.to_string());
+        denied.extend(self.denied.iter().map(Cidr::to_string));
+        let denied = denied.join(", ");
+        let dns = self.dns();
+        format!(
+            r#"table inet {table}
+delete table inet {table}
+table inet {table} {{
+	set denied {{
+		type ipv4_addr
+		flags interval
+		auto-merge
+		elements = {{ {denied} }}
+	}}
+	set connections {{
+		type ipv4_addr
+		size 65535
+		flags dynamic
+	}}
+	# Before anything else: only IPv4, and only from the address that the interface was given.
+	chain guard {{
+		type filter hook prerouting priority -310; policy accept;
+		iifname "{prefix}*" meta nfproto != ipv4 drop
+		iifname "{prefix}*" fib saddr . iif oif missing drop
+	}}
+	chain resolve {{
+		type nat hook prerouting priority -110; policy accept;
+{dns}	}}
+	# Ahead of other programs' filters: what is denied here stays denied whatever they accept.
+	chain forward {{
+		type filter hook forward priority -10; policy accept;
+		iifname "{prefix}*" jump leaving
+		oifname "{prefix}*" ct state established,related accept
+		oifname "{prefix}*" drop
+	}}
+	chain leaving {{
+		ct state invalid drop
+		oifname "{prefix}*" reject with icmp type admin-prohibited
+		ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
+		ip daddr @denied reject with icmp type admin-prohibited
+		ct state established,related accept
+		add @connections {{ ip saddr ct count over {connections_max} }} reject with icmp type admin-prohibited
+		accept
+	}}
+	# Nothing of the host itself, but its resolver where that is on one of its own addresses.
+	chain input {{
+		type filter hook input priority -10; policy accept;
+		iifname "{prefix}*" ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
+		iifname "{prefix}*" reject with icmp type admin-prohibited
+	}}
+	chain leave {{
+		type nat hook postrouting priority 100; policy accept;
+		ip saddr {cidr} oifname != "{prefix}*" masquerade
+	}}
+}}
+"#
+        )
+    }
+
+    fn dns(&self) -> String {
+        let target = match self.resolvers.as_slice() {
+            [] => return String::new(),
+            [one] => one.to_string(),
+            // Each new question goes to the next one, so that a client's second try finds a resolver that lives.
+            many => {
+                let map: Vec<String> = many.iter().enumerate().map(|(i, r)| format!("{i} : {r}")).collect();
+                format!("numgen inc mod {} map {{ {} }}", many.len(), map.join(", "))
+            }
+        };
+        let rule = |protocol| format!("\t\tiifname \"{}*\" ip daddr {GATEWAY} {protocol} dport 53 dnat ip to {target}\n", self.prefix);
+        rule("udp") + &rule("tcp")
+    }
+
+    /// Arguments for `iptables -I`, `-C` and `-D`: lets containers' packets pass the engine's own filter.
+    pub(super) fn engine_rules(&self) -> Vec<Vec<String>> {
+        let interface = format!("{}+", self.prefix);
+        let rule = |args: &[&str]| args.iter().map(|&a| a.to_owned()).collect();
+        vec![
+            rule(&["DOCKER-USER", "-i", &interface, "-j", "ACCEPT"]),
+            rule(&["DOCKER-USER", "-o", &interface, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"]),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset(resolvers: &[Ipv4Addr]) -> Ruleset {
+        Ruleset {
+            table: "hearth_n1".to_owned(),
+            prefix: "hv12345x".to_owned(),
+            cidr: "198.18.0.0/15".parse().unwrap(),
+            resolvers: resolvers.to_vec(),
+            denied: vec!["192.0.2.0/24".parse().unwrap()],
+            connections_max: 1024,
+        }
+    }
+
+    #[test]
+    fn every_rule_is_bound_to_containers() {
+        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2)]).text();
+        let mut chain = "";
+        for line in text.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix("chain ") {
+                chain = name;
+            }
+            let verdict = ["accept", "drop", "masquerade", "admin-prohibited"].iter().any(|v| line.ends_with(v)) || line.contains("dnat ip to");
+            let bound = line.contains(r#"ifname "hv12345x*""#) || line.starts_with("ip saddr 198.18.0.0/15") || chain.starts_with("leaving");
+            assert!(!verdict || bound, "this rule would meet other traffic of the machine: {line}");
+        }
+    }
+
+    #[test]
+    fn what_is_denied_comes_before_what_is_accepted() {
+        let text = ruleset(&[]).text();
+        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} is missing"));
+        assert!(at("ip daddr @denied reject") < at("ct state established,related accept\n\t\tadd @connections"));
+        for range in ["10.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "198.18.0.0/15"] {
+            assert!(text.contains(range), "{range}");
+        }
+        assert!(!text.contains("dnat ip to"), "no resolver, no rule");
+    }
+
+    #[test]
+    fn several_resolvers_take_turns() {
+        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)]).text();
+        assert!(text.contains("dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 }"));
+    }
+}

@@ -1,0 +1,100 @@
+//! Hearth itself as the bench uses it: the release binary on a data directory of its own, spoken to over HTTP.
+
+use super::reference::{Process, start};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// A running `hearth up`.
+pub struct Platform {
+    _process: Process,
+    http: reqwest::Client,
+    token: String,
+    /// `http://127.0.0.1:port`.
+    pub url: String,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl Platform {
+    /// Starts the binary with a pool of `pool_size` and waits until the pool is full.
+    pub async fn start(binary: &Path, dir: &Path, pool_size: usize) -> Result<Self> {
+        let data_dir = dir.join("data");
+        let (port, ops) = (free_port()?, free_port()?);
+        let process = start(
+            dir,
+            "hearth",
+            Command::new(binary)
+                .args(["up", "--listen", &format!("127.0.0.1:{port}"), "--ops-listen", &format!("127.0.0.1:{ops}"), "--data-dir"])
+                .arg(&data_dir)
+                .args(["--pool-size", &pool_size.to_string()])
+                .env("HEARTH_DESTROY_CONTAINERS", "true"),
+        )?;
+        let url = format!("http://127.0.0.1:{port}");
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build()?;
+        let until = Instant::now() + Duration::from_secs(60);
+        let token = loop {
+            if let (Ok(token), Ok(_)) = (std::fs::read_to_string(data_dir.join("admin.token")), http.get(&url).send().await) {
+                break token.trim().to_owned();
+            }
+            if Instant::now() > until {
+                bail!("hearth did not come up; see {}/hearth.log", dir.display());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let platform = Self { _process: process, http, token, url, data_dir };
+        platform.wait_for_pool(pool_size).await?;
+        Ok(platform)
+    }
+
+    /// Puts one function and waits until it is ready. `path` is `tenant/container/function`.
+    pub async fn deploy(&self, path: &str, body: &Value) -> Result<Value> {
+        let [tenant, container, function] = path.split('/').collect::<Vec<_>>()[..] else { bail!("bad path {path}") };
+        let url = format!("{}/v1/tenants/{tenant}/containers/{container}/functions/{function}", self.url);
+        let response = self.http.put(url).bearer_auth(&self.token).header("prefer", "wait=60").json(body).send().await?;
+        let status = response.status();
+        let answer: Value = response.json().await?;
+        if status != 200 && status != 201 {
+            bail!("deploying {path}: {status} {answer}");
+        }
+        Ok(answer)
+    }
+
+    /// One source file as a function.
+    pub async fn deploy_code(&self, path: &str, code: &str) -> Result<()> {
+        self.deploy(path, &json!({ "code": code })).await.map(|_| ())
+    }
+
+    /// What the node says of itself.
+    pub async fn status(&self) -> Result<Value> {
+        Ok(self.http.get(format!("{}/v1/status", self.url)).bearer_auth(&self.token).send().await?.error_for_status()?.json().await?)
+    }
+
+    /// Containers that wait in the pool.
+    pub async fn pool_level(&self) -> Result<usize> {
+        let status = self.status().await?;
+        let level = status.pointer("/handler/pool/level").or_else(|| status.pointer("/handler/pool_level"));
+        let level = level.and_then(Value::as_u64).with_context(|| format!("no pool level in {status}"))?;
+        Ok(usize::try_from(level)?)
+    }
+
+    /// Waits until so many containers wait in the pool.
+    pub async fn wait_for_pool(&self, level: usize) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.pool_level().await? < level {
+            if Instant::now() > until {
+                bail!("the pool did not reach {level} within 60 s");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+}

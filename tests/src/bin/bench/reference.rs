@@ -1,0 +1,171 @@
+//! The references that figures are held against, started for the time of one comparison: raw `node:http`, express, nginx, and the
+//! runtime outside any container.
+
+use anyhow::{Context, Result, bail};
+use hearth_model::protocol::{FromRuntime, ToRuntime};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+};
+
+/// A child process that ends with its owner.
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a program whose output goes to a file below `dir`.
+pub fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Process> {
+    let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("starting {name}"))?;
+    Ok(Process(child))
+}
+
+/// Waits until something accepts on a unix socket.
+pub async fn wait_for_socket(path: &Path) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(10);
+    while UnixStream::connect(path).await.is_err() {
+        if Instant::now() > until {
+            bail!("nothing listens on {} after 10 s", path.display());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// The npm packages of the references: Node.js as containers run it, and express. Fetched once into `dir`.
+pub fn packages(dir: &Path) -> Result<PathBuf> {
+    let node = dir.join("node_modules").join(format!("node-linux-{}", npm_arch())).join("bin/node");
+    if !node.exists() || !dir.join("node_modules/express").exists() {
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join("package.json"), r#"{"private": true}"#)?;
+        let status = Command::new("npm")
+            .args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "express@4.21.2"])
+            .arg(format!("node-linux-{}@24", npm_arch()))
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .status()
+            .context("npm")?;
+        if !status.success() {
+            bail!("npm install of the references failed in {}", dir.display());
+        }
+    }
+    Ok(node)
+}
+
+fn npm_arch() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" }
+}
+
+const RAW: &str = r#"
+require('node:http').createServer((req, res) => {
+  res.setHeader('content-type', 'text/plain;charset=UTF-8');
+  res.end('hello world');
+}).listen(process.argv[2]);
+"#;
+
+const EXPRESS: &str = r#"
+const app = require('express')();
+app.use((req, res) => res.type('text/plain').send('hello world'));
+app.listen(process.argv[2]);
+"#;
+
+/// Raw `node:http` or express on a unix socket.
+pub async fn node_server(node: &Path, packages: &Path, dir: &Path, express: bool) -> Result<(Process, PathBuf)> {
+    let name = if express { "express" } else { "raw" };
+    let script = packages.join(format!("{name}.js"));
+    std::fs::write(&script, if express { EXPRESS } else { RAW })?;
+    let socket = dir.join(format!("{name}.sock"));
+    let process = start(dir, name, Command::new(node).arg(&script).arg(&socket).env("NODE_ENV", "production"))?;
+    wait_for_socket(&socket).await?;
+    Ok((process, socket))
+}
+
+/// The runtime with one loaded function, outside any container. Returns its data socket.
+pub struct Runtime {
+    _process: Process,
+    _control: BufReader<UnixStream>,
+    /// Where it takes requests.
+    pub socket: PathBuf,
+}
+
+/// Starts the runtime and loads `source` as `hello@1`.
+pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source: &str) -> Result<Runtime> {
+    let run = dir.join("run");
+    let code = dir.join("code");
+    std::fs::create_dir_all(&run)?;
+    std::fs::create_dir_all(&code)?;
+    std::fs::write(code.join(file), source)?;
+    let process = start(dir, "runtime", Command::new(node).arg(program.join("main.js")).env_clear().env("HEARTH_RUN_DIR", &run))?;
+    let (control, socket) = (run.join("control.sock"), run.join("http.sock"));
+    wait_for_socket(&control).await?;
+    wait_for_socket(&socket).await?;
+    let mut control = BufReader::new(UnixStream::connect(control).await?);
+    let load = ToRuntime::Load {
+        id: 1,
+        function: "hello".parse()?,
+        version: hearth_model::VersionNumber(1),
+        dir: code.to_string_lossy().into_owned(),
+        main: file.into(),
+        model: None,
+        env: Default::default(),
+        secrets: Default::default(),
+    };
+    for message in [ToRuntime::Hello { secret: "0".repeat(64) }, load] {
+        let line = serde_json::to_string(&message)? + "\n";
+        control.get_mut().write_all(line.as_bytes()).await?;
+    }
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if tokio::time::timeout(Duration::from_secs(10), control.read_line(&mut line)).await?? == 0 {
+            bail!("the runtime closed its control connection");
+        }
+        match serde_json::from_str(&line)? {
+            FromRuntime::Loaded { error: Some(error), .. } => bail!("the function did not load: {error}"),
+            FromRuntime::Loaded { .. } => break,
+            _ => {}
+        }
+    }
+    Ok(Runtime { _process: process, _control: control, socket })
+}
+
+/// nginx in front of a unix socket, adding one header to each request as the node does. Returns its port.
+pub async fn nginx(dir: &Path, upstream: &Path, header: (&str, &str)) -> Result<(Process, u16)> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let (name, value) = header;
+    let config = format!(
+        "worker_processes auto; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx-error.log;
+         events {{ worker_connections 4096; }}
+         http {{
+           access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+           keepalive_requests 1000000000;
+           upstream runtime {{ server unix:{upstream}; keepalive 128; keepalive_requests 1000000000; }}
+           server {{ listen 127.0.0.1:{port} backlog=8192; location / {{
+             proxy_pass http://runtime; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header {name} \"{value}\";
+           }} }}
+         }}",
+        dir = dir.display(),
+        upstream = upstream.display(),
+    );
+    let file = dir.join("nginx.conf");
+    std::fs::write(&file, config)?;
+    let process = start(dir, "nginx", Command::new("nginx").arg("-c").arg(&file).arg("-p").arg(dir))?;
+    let until = Instant::now() + Duration::from_secs(5);
+    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        if Instant::now() > until {
+            bail!("nginx did not come up; see {}/nginx.log", dir.display());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok((process, port))
+}
