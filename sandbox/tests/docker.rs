@@ -4,7 +4,7 @@ mod support;
 
 use hearth_sandbox::{
     Exit, Purpose, Sandbox, SandboxError,
-    conformance::{self, Behaviour, Fixture},
+    conformance::{self, Fixture},
     docker::{Config, DockerSandbox},
     image, net,
 };

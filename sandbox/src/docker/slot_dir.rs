@@ -34,6 +34,9 @@ pub fn share_mounts(dir: &Path) -> Result<(), SandboxError> {
     if !is_root() {
         return Ok(());
     }
+    // Two that look simultaneously would both mount, and what lies below the second would be cut off from the first.
+    static ONE_AT_A_TIME: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
     let dir = fs::canonicalize(dir).map_err(|e| failed(dir, "find", &e))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| failed(&dir, "find the mount of", &e))?;
     if is_shared(&mounts, &dir) {

@@ -74,18 +74,23 @@ table inet {table} {{
 	}}
 	chain leaving {{
 		ct state invalid drop
-		oifname "{prefix}*" reject with icmp type admin-prohibited
+		oifname "{prefix}*" goto refuse
 		ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
-		ip daddr @denied reject with icmp type admin-prohibited
+		ip daddr @denied goto refuse
 		ct state established,related accept
-		add @connections {{ ip saddr ct count over {connections_max} }} reject with icmp type admin-prohibited
+		add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
 		accept
+	}}
+	# At once rather than after a timeout, for the sake of functions; the kernel sends few ICMP errors per second, so a reset first.
+	chain refuse {{
+		meta l4proto tcp reject with tcp reset
+		reject with icmp type admin-prohibited
 	}}
 	# Nothing of the host itself, but its resolver where that is on one of its own addresses.
 	chain input {{
 		type filter hook input priority -10; policy accept;
 		iifname "{prefix}*" ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
-		iifname "{prefix}*" reject with icmp type admin-prohibited
+		iifname "{prefix}*" goto refuse
 	}}
 	chain leave {{
 		type nat hook postrouting priority 100; policy accept;
@@ -144,8 +149,9 @@ mod tests {
             if let Some(name) = line.strip_prefix("chain ") {
                 chain = name;
             }
-            let verdict = ["accept", "drop", "masquerade", "admin-prohibited"].iter().any(|v| line.ends_with(v)) || line.contains("dnat ip to");
+            let verdict = ["accept", "drop", "masquerade", "goto refuse", "jump leaving"].iter().any(|v| line.ends_with(v)) || line.contains("dnat ip to");
             let bound = line.contains(r#"ifname "hv12345x*""#) || line.starts_with("ip saddr 198.18.0.0/15") || chain.starts_with("leaving");
+            // The chain that refuses is reached through a bound rule only.
             assert!(!verdict || bound, "this rule would meet other traffic of the machine: {line}");
         }
     }
@@ -154,7 +160,7 @@ mod tests {
     fn what_is_denied_comes_before_what_is_accepted() {
         let text = ruleset(&[]).text();
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} is missing"));
-        assert!(at("ip daddr @denied reject") < at("ct state established,related accept\n\t\tadd @connections"));
+        assert!(at("ip daddr @denied goto refuse") < at("ct state established,related accept\n\t\tadd @connections"));
         for range in ["10.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "198.18.0.0/15"] {
             assert!(text.contains(range), "{range}");
         }

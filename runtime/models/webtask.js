@@ -1,0 +1,155 @@
+'use strict';
+// The webtask model. Its error bodies are part of the model: they are the function's own answer, marked `hearth-fault: tenant`.
+
+const { createStorage } = require('./storage');
+const querystring = require('node:querystring');
+
+const BODY_MAX = 100 * 1024 * 1024;
+
+function answer(ctx, status, body) {
+  if (ctx.done || ctx.res.headersSent) return void ctx.res.destroy();
+  ctx.done = true;
+  for (const name of ctx.res.getHeaderNames()) ctx.res.removeHeader(name);
+  const text = JSON.stringify(body, null, 2);
+  ctx.res.writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text), 'hearth-fault': 'tenant' });
+  ctx.res.end(text);
+}
+
+const isError = (value) => value instanceof Error || Object.prototype.toString.call(value) === '[object Error]';
+
+function describe(error) {
+  return isError(error) ? { details: String(error), name: error.name, message: error.message } : { details: error };
+}
+
+const returned = (ctx, error) => answer(ctx, 400, { code: 400, error: 'Script returned an error.', ...describe(error) });
+
+function threw(ctx, error, when) {
+  ctx.fn.logs.lines('error', String((error && error.stack) || error), ctx);
+  const body = { code: 500, error: `Script generated an unhandled ${when} exception.`, ...describe(error) };
+  if (when === 'asynchronous' && isError(error)) body.stack = error.stack;
+  answer(ctx, 500, body);
+}
+
+const notLoaded = (error) => (ctx) =>
+  answer(ctx, 400, { code: 400, error: `Unable to compile submitted JavaScript: ${String(error)}`, ...describe(error) });
+
+const refused = (text) => (ctx) =>
+  answer(ctx, 400, { code: 400, error: 'Unable to compile submitted JavaScript.', details: `Unable to compile submitted JavaScript. Error: ${text}` });
+
+function succeed(ctx, data) {
+  let text;
+  try {
+    text = data ? JSON.stringify(data) : '{}';
+    if (text === undefined) text = '{}';
+  } catch (error) {
+    return answer(ctx, 400, { code: 400, error: 'Error when JSON serializing the result of the JavaScript code.', ...describe(error) });
+  }
+  if (ctx.done || ctx.res.headersSent) return;
+  ctx.done = true;
+  ctx.res.writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) });
+  ctx.res.end(text);
+}
+
+function parseQuery(url) {
+  const at = url.indexOf('?');
+  return at < 0 ? {} : { ...querystring.parse(url.slice(at + 1)) };
+}
+
+function createContext(ctx) {
+  const { fn, req } = ctx;
+  const query = parseQuery(req.url);
+  const context = {
+    query,
+    params: { ...fn.params },
+    secrets: { ...fn.secrets },
+    meta: {},
+    headers: req.headers,
+    body: undefined,
+    body_raw: undefined,
+    token: undefined,
+    id: ctx.requestId,
+    storage: createStorage(fn),
+    data: undefined,
+  };
+  context.data = { ...query, ...context.params, ...context.secrets };
+  return context;
+}
+
+function readBody(ctx, callback) {
+  const { req } = ctx;
+  if (req.method === 'GET' || req.method === 'HEAD' || (!req.headers['content-length'] && !req.headers['transfer-encoding'])) {
+    req.resume();
+    return callback(undefined);
+  }
+  const chunks = [];
+  let length = 0;
+  req.on('data', (chunk) => {
+    length += chunk.length;
+    if (length > BODY_MAX) req.destroy();
+    else chunks.push(chunk);
+  });
+  req.on('end', () => callback(Buffer.concat(chunks).toString('utf8')));
+}
+
+function parseBody(context, raw) {
+  context.body_raw = raw;
+  if (!raw) return;
+  const type = (context.headers['content-type'] ?? '').split(';')[0].trim().toLowerCase();
+  if (type === 'application/json' || type.endsWith('+json')) {
+    try {
+      context.body = JSON.parse(raw);
+    } catch {
+      return;
+    }
+  } else if (type === 'application/x-www-form-urlencoded') {
+    context.body = { ...querystring.parse(raw) };
+  }
+  if (context.body && typeof context.body === 'object' && !Array.isArray(context.body)) {
+    for (const key of Object.keys(context.body)) if (!(key in context.data)) context.data[key] = context.body[key];
+  }
+}
+
+function invoke(ctx, run) {
+  try {
+    const result = run();
+    if (result && typeof result.then === 'function') result.then((value) => settle(ctx, value), (error) => threw(ctx, error, 'asynchronous'));
+  } catch (error) {
+    threw(ctx, error, 'synchronous');
+  }
+}
+
+// An async function's value is its answer, unless it has answered through the callback.
+function settle(ctx, value) {
+  if (!ctx.done && value !== undefined) succeed(ctx, value);
+}
+
+function bind(fn, { exports, namespace }) {
+  let subject = namespace ? namespace.default : exports;
+  if (subject && subject.__esModule && typeof subject.default === 'function') subject = subject.default;
+  if (typeof subject !== 'function') return { call: refused('Supplied code must return or export a function.') };
+  const callback = (ctx) => (error, data) => (error ? returned(ctx, error) : succeed(ctx, data));
+  const isAsync = subject.constructor?.name === 'AsyncFunction';
+  switch (subject.length) {
+    case 1:
+      // `async (context) => value` takes the context; a plain function of one parameter takes the callback.
+      if (isAsync) return { call: (ctx) => withBody(ctx, (context) => subject(context)) };
+      return { call: (ctx) => readBody(ctx, () => invoke(ctx, () => subject(callback(ctx)))) };
+    case 2:
+      return { call: (ctx) => withBody(ctx, (context) => subject(context, callback(ctx))) };
+    case 3:
+      return { call: (ctx) => { const context = createContext(ctx); invoke(ctx, () => subject(context, ctx.req, ctx.res)); } };
+    case 0:
+      if (isAsync) return { call: (ctx) => withBody(ctx, () => subject()) };
+  }
+  return { call: refused('The JavaScript function must have one of the following signatures: ([ctx], callback) or (ctx, req, res).') };
+}
+
+function withBody(ctx, run) {
+  const context = createContext(ctx);
+  readBody(ctx, (raw) => {
+    parseBody(context, raw);
+    invoke(ctx, () => run(context));
+  });
+}
+
+module.exports = { bind, notLoaded, uncaught: (ctx, error) => threw(ctx, error, 'asynchronous') };
