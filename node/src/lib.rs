@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod config;
+#[cfg_attr(not(feature = "handler-next"), path = "containers/mod.rs")]
 pub mod handler;
 pub mod logs;
 pub mod manage;

@@ -162,7 +162,6 @@ tools_layer() {
 }
 
 pack() { # pack LAYER: a tar whose bytes depend on the content alone
-  find "$WORK/$1" -perm /6000 -exec chmod ug-s {} +
   tar -c -C "$WORK/$1" --owner=0 --group=0 --numeric-owner --sort=name --mtime=@0 --format=gnu -f "$WORK/$1.tar" .
   sha256sum "$WORK/$1.tar" | cut -c1-64
 }
@@ -201,6 +200,7 @@ assemble() {
   (configure_tools)
   runtime_layer
   tools_layer
+  find "$WORK/runtime" "$WORK/tools" -perm /6000 -exec chmod ug-s {} +
 }
 
 case "${1:-}" in

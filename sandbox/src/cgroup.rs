@@ -37,7 +37,9 @@ impl Hierarchy {
         let mut v2 = None;
         for line in mounts.lines() {
             let mut fields = line.split(' ').skip(1);
-            let (Some(at), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next()) else { continue };
+            let (Some(at), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
             match kind {
                 "cgroup" => {
                     for controller in options.split(',') {
@@ -68,7 +70,9 @@ impl Hierarchy {
         let mut paths = HashMap::new();
         for line in lines.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
-            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+                continue;
+            };
             // A process that has ended, or another one under its number: not this container.
             if id.is_empty() || !path.contains(id) {
                 continue;
@@ -209,7 +213,8 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .truncate(true)
         .open(path)
-        .and_then(|mut file| file.write_all(value.as_bytes())).map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
 }
 
 /// Machines without swap accounting lack the file, and then there is nothing to limit.
@@ -222,7 +227,9 @@ fn write_if_there(path: &Path, value: &str) -> io::Result<()> {
 
 fn read_number(path: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(path)?;
-    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {text:?} is no number", path.display())))
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {text:?} is no number", path.display())))
 }
 
 fn read_field(path: &Path, name: &str) -> io::Result<u64> {

@@ -91,7 +91,7 @@ pub async fn a_slot_has_one_container_and_is_free_afterwards(f: &Fixture<'_>) {
     let first = f.create(1, Behaviour::Idle).await;
     let second = within("create", f.sandbox.create(&(f.spec)(1, Behaviour::Idle))).await;
     assert!(matches!(second, Err(SandboxError::Failed { .. })), "a slot took a second container: {second:?}");
-    assert_eq!(f.listed().await, [first.id.clone()], "the refused container changed something");
+    assert_eq!(f.listed().await, std::slice::from_ref(&first.id), "the refused container changed something");
     f.destroy(&first.id).await;
     let again = f.create(1, Behaviour::Idle).await;
     assert_ne!(again.id, first.id);
@@ -147,7 +147,8 @@ pub async fn wait_can_be_cancelled_and_shared(f: &Fixture<'_>) {
 pub async fn wait_ends_when_destroyed(f: &Fixture<'_>) {
     let made = f.create(1, Behaviour::Idle).await;
     let (exit, ()) = within("wait", async { tokio::join!(f.sandbox.wait(&made.id), f.destroy(&made.id)) }).await;
-    let exit = exit.or_else(|e| if matches!(e, SandboxError::NotFound { .. }) { Ok(Exit::default()) } else { Err(e) }).expect("wait");
+    let exit =
+        exit.or_else(|e| if matches!(e, SandboxError::NotFound { .. }) { Ok(Exit::default()) } else { Err(e) }).expect("wait");
     assert!(!exit.out_of_memory);
     assert_ne!(exit.code, Some(0), "a kill is no success");
 }
@@ -158,7 +159,7 @@ pub async fn list_removes_what_has_ended(f: &Fixture<'_>) {
     f.wait(&made.id).await;
     assert!(f.listed().await.is_empty());
     let again = f.create(1, Behaviour::Idle).await;
-    assert_eq!(f.listed().await, [again.id.clone()]);
+    assert_eq!(f.listed().await, std::slice::from_ref(&again.id));
     f.destroy(&again.id).await;
 }
 
@@ -169,7 +170,7 @@ pub async fn frozen_and_thawed_twice_over(f: &Fixture<'_>) {
     for _ in 0..2 {
         within("freeze", f.sandbox.freeze(&made.id)).await.expect("freeze");
         within("freeze", f.sandbox.freeze(&made.id)).await.expect("freeze what is frozen");
-        assert_eq!(f.listed().await, [made.id.clone()], "a frozen container is still there");
+        assert_eq!(f.listed().await, std::slice::from_ref(&made.id), "a frozen container is still there");
         within("usage", f.sandbox.usage(&made.id)).await.expect("usage of what is frozen");
         within("thaw", f.sandbox.thaw(&made.id)).await.expect("thaw");
     }
@@ -251,5 +252,9 @@ pub async fn a_failed_create_leaves_nothing(f: &Fixture<'_>) {
 pub async fn describes_itself(f: &Fixture<'_>) {
     let description = within("describe", f.sandbox.describe()).await.expect("describe");
     assert!(!description.engine.is_empty());
-    assert!(description.warnings.iter().all(|w| w.contains(' ')), "a warning is a sentence with a remedy: {:?}", description.warnings);
+    assert!(
+        description.warnings.iter().all(|w| w.contains(' ')),
+        "a warning is a sentence with a remedy: {:?}",
+        description.warnings
+    );
 }

@@ -1,20 +1,21 @@
 //! Containers of a Docker engine. The engine makes and removes them; what is on a request's path or too slow through the engine
 //! (freezing, limits, use, waiting for the end) is done through the kernel directly, with the engine as the fallback.
 //!
-//! What the caller prepares: a slot's directory with `run/`, `tree/` and for a build `out/`. With root, what is mounted below `tree/`
-//! appears in the running container; the directory that holds the slots is made a shared mount for that ([`share_mounts`]) when the
-//! first container is made in it, if it is not on one already.
+//! What the caller prepares: a slot's directory with `run/`, `tree/` and for a build `out/`; `etc/` is added. With root, what is
+//! mounted below `tree/` appears in the running container; the directory that holds the slots is made a shared mount for that
+//! ([`share_mounts`]) when the first container is made in it, if it is not on one already.
 
 mod config;
 mod describe;
 mod engine;
 mod options;
+mod running;
 mod slot_dir;
 
 pub use config::{Config, INSTANCE_BYTES_MAX, UID_BASE_MIN};
-pub use slot_dir::share_mounts;
-pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SLOT};
 pub(crate) use engine::{connect, within};
+pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SLOT};
+pub use slot_dir::share_mounts;
 
 use crate::{
     Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup, image,
@@ -22,11 +23,10 @@ use crate::{
 };
 use async_trait::async_trait;
 use bollard::{
-    errors::Error as EngineError,
-    models::{ContainerInspectResponse, ContainerUpdateBody},
+    models::ContainerInspectResponse,
     query_parameters::{
-        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+        StartContainerOptions,
     },
 };
 use engine::Engine;
@@ -41,12 +41,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
 /// Most bytes that [`Sandbox::output`] gives back.
 pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// Lines asked of the engine for it; a build prints fewer long ones or many short ones.
-const OUTPUT_LINES_MAX: usize = 2_000;
 /// Containers that are looked at simultaneously when a node starts.
 const INSPECTIONS_MAX: usize = 8;
 
@@ -92,7 +89,9 @@ impl DockerSandbox {
         let engine = Engine::connect(&config).await?;
         let mut warnings = Vec::new();
         let hierarchy = cgroup::Hierarchy::detect()
-            .inspect_err(|e| warnings.push(format!("control groups are not readable ({e}): freezing goes through the engine and is slow")))
+            .inspect_err(|e| {
+                warnings.push(format!("control groups are not readable ({e}): freezing goes through the engine and is slow"))
+            })
             .ok();
         let egress = match config.egress.mode {
             net::Mode::None => None,
@@ -133,7 +132,9 @@ impl DockerSandbox {
 
     /// For the end of a node's life: takes the packet filter away if no container of the instance is left that it would protect.
     pub async fn close(&self) -> Result<(), SandboxError> {
-        let Some(egress) = &self.inner.egress else { return Ok(()) };
+        let Some(egress) = &self.inner.egress else {
+            return Ok(());
+        };
         if self.list().await?.is_empty() { egress.close().await.map_err(|e| egress_failed(&e)) } else { Ok(()) }
     }
 }
@@ -211,6 +212,9 @@ impl Inner {
             image,
         };
         let known = self.know(running, Some(spec.slot_dir.join("run")));
+        if known.process.is_some() {
+            net::require_own_namespace(known.running.pid).map_err(|e| egress_failed(&e))?;
+        }
         // A container that ended at once has no network namespace any more, and needs none.
         if let (Some(egress), Purpose::Runtime, Some(_)) = (&self.egress, spec.purpose, &known.process) {
             egress.attach(spec.slot, known.running.pid).await.map_err(|e| egress_failed(&e))?;
@@ -253,12 +257,17 @@ impl Inner {
             id: SandboxId(inspected.id.clone()?),
             slot: labels.get(LABEL_SLOT)?.parse().ok()?,
             pid: pid_of(inspected),
-            purpose: [Purpose::Runtime, Purpose::Build].into_iter().find(|p| Some(options::purpose_label(*p)) == labels.get(LABEL_PURPOSE).map(String::as_str))?,
-            node: [NodeVersion::V22, NodeVersion::V24].into_iter().find(|n| Some(n.as_str()) == labels.get(LABEL_NODE).map(String::as_str))?,
+            purpose: [Purpose::Runtime, Purpose::Build]
+                .into_iter()
+                .find(|p| Some(options::purpose_label(*p)) == labels.get(LABEL_PURPOSE).map(String::as_str))?,
+            node: [NodeVersion::V22, NodeVersion::V24]
+                .into_iter()
+                .find(|n| Some(n.as_str()) == labels.get(LABEL_NODE).map(String::as_str))?,
             image: config.image.clone()?,
         };
         let mounts = inspected.mounts.iter().flatten();
-        let run_dir = mounts.filter(|m| m.destination.as_deref() == Some(paths::RUN)).find_map(|m| m.source.clone().map(PathBuf::from));
+        let run_dir =
+            mounts.filter(|m| m.destination.as_deref() == Some(paths::RUN)).find_map(|m| m.source.clone().map(PathBuf::from));
         Some(self.know(running, run_dir))
     }
 
@@ -291,132 +300,6 @@ impl Inner {
         }
         self.state.lock().known.remove(&id.0);
         Ok(())
-    }
-
-    /// Through the control group, or where that is out of reach through the engine.
-    async fn set_frozen(&self, id: &SandboxId, frozen: bool) -> Result<(), SandboxError> {
-        let known = self.find(id).await?;
-        let call = if frozen { "freeze" } else { "thaw" };
-        if let Some(group) = known.group {
-            let written = blocking(call, move || Ok(if frozen { group.freeze() } else { group.thaw() })).await?;
-            match written {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(SandboxError::NotFound { id: id.0.clone() }),
-                Err(error) => return Err(host_failed(call)(error)),
-            }
-        }
-        let docker = self.engine.docker();
-        let done = if frozen {
-            self.engine.quick(call, docker.pause_container(&id.0)).await
-        } else {
-            self.engine.quick(call, docker.unpause_container(&id.0)).await
-        };
-        match done {
-            Err(SandboxError::Failed { detail, .. }) if detail.contains("already paused") || detail.contains("is not paused") => Ok(()),
-            other => other,
-        }
-    }
-
-    async fn resize(&self, id: &SandboxId, limits: &Limits) -> Result<(), SandboxError> {
-        let call = "resize";
-        if limits.memory_mb == 0 || limits.cpu_millis == 0 || limits.pids == 0 {
-            return Err(SandboxError::Failed { call, detail: format!("a limit of zero would mean no limit: {limits:?}") });
-        }
-        let known = self.find(id).await?;
-        if let Some(group) = known.group {
-            let wanted = *limits;
-            // Lowering the memory limit may make the kernel write pages back first.
-            match blocking(call, move || Ok(group.resize(&wanted))).await? {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(SandboxError::NotFound { id: id.0.clone() }),
-                Err(error) => return Err(host_failed(call)(error)),
-            }
-        }
-        let memory = i64::try_from(limits.memory_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
-        let body = ContainerUpdateBody {
-            memory: Some(memory),
-            memory_swap: Some(memory),
-            nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
-            cpu_shares: Some(i64::from(limits.cpu_shares)),
-            pids_limit: Some(i64::from(limits.pids)),
-            ..ContainerUpdateBody::default()
-        };
-        self.engine.quick(call, self.engine.docker().update_container(&id.0, body)).await
-    }
-
-    async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError> {
-        let known = self.find(id).await?;
-        if let Some(process) = &known.process {
-            ended(process).await.map_err(host_failed("wait"))?;
-        }
-        // The group goes when the engine has noticed the end; this reads it before.
-        let killed = known.group.as_ref().is_some_and(cgroup::Group::out_of_memory);
-        let code = match self.exit_code(id, known.process.is_some()).await {
-            Ok(code) => code,
-            Err(SandboxError::NotFound { .. }) => return Ok(Exit { code: None, out_of_memory: killed }),
-            Err(error) => return Err(error),
-        };
-        let by_engine = match self.inspect(&id.0).await {
-            Ok(inspected) => inspected.state.and_then(|s| s.oom_killed).unwrap_or(false),
-            Err(SandboxError::NotFound { .. }) => false,
-            Err(error) => return Err(error),
-        };
-        Ok(Exit { code: Some(code), out_of_memory: killed || by_engine })
-    }
-
-    /// The engine's word on how it ended: at once where the process is known to be gone, otherwise whenever that happens.
-    async fn exit_code(&self, id: &SandboxId, ended: bool) -> Result<i64, SandboxError> {
-        loop {
-            let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
-            let mut answers = self.engine.docker().wait_container(&id.0, Some(options));
-            let answer = self.engine.quick("wait", async {
-                match answers.next().await {
-                    Some(Ok(answer)) => Ok(answer.status_code),
-                    Some(Err(EngineError::DockerContainerWaitError { code, .. })) => Ok(code),
-                    Some(Err(error)) => Err(error),
-                    None => Err(EngineError::RequestTimeoutError),
-                }
-            });
-            match answer.await {
-                Err(SandboxError::Deadline { .. }) if !ended => {}
-                other => return other,
-            }
-        }
-    }
-
-    async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {
-        let known = self.find(id).await?;
-        // A container that has ended uses nothing.
-        let Some(group) = known.group else { return Ok(Usage::default()) };
-        match group.usage() {
-            Ok(usage) => Ok(usage),
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-                Ok(Usage::default())
-            }
-            Err(error) => Err(host_failed("usage")(error)),
-        }
-    }
-
-    async fn output(&self, id: &SandboxId) -> Result<String, SandboxError> {
-        self.find(id).await?;
-        let tail = OUTPUT_LINES_MAX.to_string();
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&tail).build();
-        let read = async {
-            let mut lines = self.engine.docker().logs(&id.0, Some(options));
-            let mut kept: Vec<u8> = Vec::new();
-            while let Some(line) = lines.try_next().await? {
-                kept.extend_from_slice(line.as_ref());
-                // Cut in large steps, so that a long log is not moved about for each of its lines.
-                if kept.len() > 2 * OUTPUT_BYTES_MAX {
-                    kept.drain(..kept.len() - OUTPUT_BYTES_MAX);
-                }
-            }
-            Ok(kept)
-        };
-        let kept = self.engine.quick("read output", read).await?;
-        Ok(tail_text(&kept))
     }
 
     async fn list(&self) -> Result<Vec<Running>, SandboxError> {
@@ -460,27 +343,8 @@ impl Inner {
     }
 }
 
-/// Waits until the process has ended. Works on a copy, because one descriptor can be waited for only once at a time; dropping the
-/// future drops the copy.
-async fn ended(process: &OwnedFd) -> io::Result<()> {
-    let copy = process.try_clone()?;
-    #[expect(deprecated, reason = "sound here: the descriptor is owned, so it stays open and the same until it is deregistered")]
-    let watched = AsyncFd::with_interest(copy, Interest::READABLE)?;
-    watched.readable().await.map(drop)
-}
-
 fn pid_of(inspected: &ContainerInspectResponse) -> u32 {
     inspected.state.as_ref().and_then(|s| s.pid).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
-}
-
-/// The last bytes as text, from the beginning of a line where the beginning was cut off.
-fn tail_text(bytes: &[u8]) -> String {
-    let tail = &bytes[bytes.len().saturating_sub(OUTPUT_BYTES_MAX)..];
-    let text = String::from_utf8_lossy(tail);
-    if tail.len() == bytes.len() {
-        return text.into_owned();
-    }
-    text.split_once('\n').map_or_else(|| text.clone().into_owned(), |(_, rest)| rest.to_owned())
 }
 
 /// Marks a slot as being made until it is dropped.
@@ -498,14 +362,23 @@ impl Drop for Pending {
 #[async_trait]
 impl Sandbox for DockerSandbox {
     async fn describe(&self) -> Result<Description, SandboxError> {
-        describe::describe(&self.inner.config, &self.inner.engine, self.inner.hierarchy.as_ref(), self.inner.egress.is_some(), &self.inner.warnings)
-            .await
+        describe::describe(
+            &self.inner.config,
+            &self.inner.engine,
+            self.inner.hierarchy.as_ref(),
+            self.inner.egress.is_some(),
+            &self.inner.warnings,
+        )
+        .await
     }
 
     /// Runs to its end even if the caller goes away, because the engine does so too; a container nobody waits for is destroyed.
     async fn create(&self, spec: &SandboxSpec) -> Result<Running, SandboxError> {
         if !self.inner.state.lock().pending.insert(spec.slot) {
-            return Err(SandboxError::Failed { call: "create container", detail: format!("slot {} is being made already", spec.slot) });
+            return Err(SandboxError::Failed {
+                call: "create container",
+                detail: format!("slot {} is being made already", spec.slot),
+            });
         }
         let pending = Pending { inner: Arc::clone(&self.inner), slot: spec.slot };
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -518,7 +391,9 @@ impl Sandbox for DockerSandbox {
                 tracing::warn!(container = unwanted.id.0, slot = spec.slot, %error, "a container nobody waited for could not be removed");
             }
         });
-        receiver.await.map_err(|_| SandboxError::Failed { call: "create container", detail: "the attempt was given up".to_owned() })?
+        receiver
+            .await
+            .map_err(|_| SandboxError::Failed { call: "create container", detail: "the attempt was given up".to_owned() })?
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
@@ -551,21 +426,5 @@ impl Sandbox for DockerSandbox {
 
     async fn list(&self) -> Result<Vec<Running>, SandboxError> {
         self.inner.list().await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_is_cut_at_a_line() {
-        assert_eq!(tail_text(b"one\ntwo\n"), "one\ntwo\n");
-        let exact = vec![b'x'; OUTPUT_BYTES_MAX];
-        assert_eq!(tail_text(&exact).len(), OUTPUT_BYTES_MAX);
-        let mut long = b"first line\n".repeat(OUTPUT_BYTES_MAX / 11 + 2);
-        long.extend_from_slice(b"the end\n");
-        let text = tail_text(&long);
-        assert!(text.len() <= OUTPUT_BYTES_MAX && text.starts_with("first line\n") && text.ends_with("the end\n"));
     }
 }

@@ -3,8 +3,7 @@
 //! delays are injected per call, in order, so that a test is the same each time.
 
 use crate::{
-    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage,
-    docker::OUTPUT_BYTES_MAX,
+    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, docker::OUTPUT_BYTES_MAX,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -114,7 +113,11 @@ impl Container {
     }
 
     fn pid(&self) -> Option<Pid> {
-        if self.is_process() && self.exit.borrow().is_none() { i32::try_from(self.running.pid).ok().and_then(Pid::from_raw) } else { None }
+        if self.is_process() && self.exit.borrow().is_none() {
+            i32::try_from(self.running.pid).ok().and_then(Pid::from_raw)
+        } else {
+            None
+        }
     }
 
     fn end(&self, exit: Exit) {
@@ -211,7 +214,9 @@ impl FakeSandbox {
             *state.counts.entry(call).or_default() += 1;
             state.injections.get_mut(&call).and_then(VecDeque::pop_front)
         };
-        let Some(injection) = injection else { return Ok(()) };
+        let Some(injection) = injection else {
+            return Ok(());
+        };
         if !injection.delay.is_zero() {
             tokio::time::sleep(injection.delay).await;
         }
@@ -304,7 +309,9 @@ async fn keep(container: &std::sync::Weak<Container>, stream: Option<impl AsyncR
     let Some(mut stream) = stream else { return };
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        let Some(container) = container.upgrade() else { return };
+        let Some(container) = container.upgrade() else {
+            return;
+        };
         let output = &mut container.inner.lock().output;
         output.extend_from_slice(&buffer[..read]);
         let excess = output.len().saturating_sub(OUTPUT_BYTES_MAX);
@@ -324,7 +331,11 @@ fn usage_of(pid: u32) -> Option<Usage> {
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     let ticks = number(11)? + number(12)?;
     let page = rustix::param::page_size() as u64;
-    Some(Usage { memory_bytes: number(21)? * page, cpu: Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()), pids: 1 })
+    Some(Usage {
+        memory_bytes: number(21)? * page,
+        cpu: Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()),
+        pids: 1,
+    })
 }
 
 #[async_trait]
@@ -353,7 +364,9 @@ impl Sandbox for FakeSandbox {
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), SandboxError> {
         self.enter(Call::Destroy).await?;
-        let Ok(container) = self.find(id) else { return Ok(()) };
+        let Ok(container) = self.find(id) else {
+            return Ok(());
+        };
         if let Some(pid) = container.pid() {
             let _ = kill_process_group(pid, Signal::KILL);
             let _ = container.exit.subscribe().wait_for(Option::is_some).await;

@@ -41,7 +41,9 @@ pub enum ImageError {
     #[error(transparent)]
     Engine(#[from] SandboxError),
     /// An image named in the configuration is missing.
-    #[error("image {image} is set in the configuration but the engine does not have it: load it, or unset the key to have one built")]
+    #[error(
+        "image {image} is set in the configuration but the engine does not have it: load it, or unset the key to have one built"
+    )]
     Configured {
         /// Its name.
         image: String,
@@ -211,6 +213,11 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), digest(purpose));
         }
         assert_ne!(digest(Purpose::Runtime), digest(Purpose::Build));
+    }
+
+    #[test]
+    fn the_image_has_names_for_the_users_of_slots() {
+        assert!(SCRIPT.contains(&format!("\nUID_FIRST={}\n", crate::docker::Config::default().uid_base)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The way out for containers: a routed veth pair per container, without a bridge, behind the node's own packet filter.
 //!
-//! The engine creates containers with network `none`, because its bridge adds 83 ms to a start. Once a container runs, and while it
+//! The engine creates containers without a network, because its bridge adds 83 ms to a start. Once a container runs, and while it
 //! waits in the pool, the node puts one end of a veth pair into its network namespace (about 2 ms over netlink, with no program
 //! started), gives it one address and one route, and adds the route back on the host. Everything a container sends then passes
 //! through the host's forwarding, where a table of rules that exists before the first container allows the public internet and
@@ -86,7 +86,9 @@ impl Config {
             return Err(NetError::Config { detail: format!("egress.cidr {} must be from /8 to /{PREFIX_MAX}", self.cidr) });
         }
         if self.connections_max == 0 {
-            return Err(NetError::Config { detail: "egress.connections_max must be above zero; for no egress set egress.mode".to_owned() });
+            return Err(NetError::Config {
+                detail: "egress.connections_max must be above zero; for no egress set egress.mode".to_owned(),
+            });
         }
         if self.resolvers.iter().any(|r| r.is_loopback() || r.is_unspecified()) {
             return Err(NetError::Config {
@@ -165,7 +167,9 @@ impl Egress {
         }
         let forwarding = tokio::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").await.unwrap_or_default();
         if forwarding.trim() != "1" {
-            return Ok(Start::Unavailable("egress is off: this machine does not forward; run `sysctl -w net.ipv4.ip_forward=1`".to_owned()));
+            return Ok(Start::Unavailable(
+                "egress is off: this machine does not forward; run `sysctl -w net.ipv4.ip_forward=1`".to_owned(),
+            ));
         }
         if let Err(NetError::Tool { detail, .. }) = run("nft", &["--version"], None).await {
             return Ok(Start::Unavailable(format!("egress is off: nft is missing ({detail}); Debian: apt-get install nftables")));
@@ -198,7 +202,9 @@ impl Egress {
     /// Gives the container with process `pid` its interface, address and routes.
     pub async fn attach(&self, slot: u32, pid: u32) -> Result<Ipv4Addr, NetError> {
         if slot > SLOT_MAX {
-            return Err(NetError::Config { detail: format!("slot {slot} is above {SLOT_MAX}, the most that fits an interface's name") });
+            return Err(NetError::Config {
+                detail: format!("slot {slot} is above {SLOT_MAX}, the most that fits an interface's name"),
+            });
         }
         self.links.attach(slot, pid).await
     }
@@ -234,12 +240,16 @@ impl Shared {
             });
         }
         for rule in self.ruleset.engine_rules() {
-            let with = |verb: &'static str| -> Vec<&str> { ["-w", "5", verb].into_iter().chain(rule.iter().map(String::as_str)).collect() };
+            let with = |verb: &'static str| -> Vec<&str> {
+                ["-w", "5", verb].into_iter().chain(rule.iter().map(String::as_str)).collect()
+            };
             if run("iptables", &with("-C"), None).await.is_ok() {
                 continue;
             }
             if let Err(error) = run("iptables", &with("-I"), None).await {
-                return Some(format!("egress: no rule could be added to Docker's chain DOCKER-USER, so containers may reach nothing: {error}"));
+                return Some(format!(
+                    "egress: no rule could be added to Docker's chain DOCKER-USER, so containers may reach nothing: {error}"
+                ));
             }
         }
         None
@@ -260,14 +270,38 @@ async fn watch(shared: Arc<Shared>) {
         ticks.tick().await;
         if !shared.in_place().await {
             match run("nft", &["-f", "-"], Some(&shared.text)).await {
-                Ok(_) => tracing::error!(table = shared.ruleset.table, "the packet filter of containers had been removed and is back; find out by whom"),
-                Err(error) => tracing::error!(table = shared.ruleset.table, %error, "containers are not filtered: the packet filter is gone and cannot be put back"),
+                Ok(_) => tracing::error!(
+                    table = shared.ruleset.table,
+                    "the packet filter of containers had been removed and is back; find out by whom"
+                ),
+                Err(error) => {
+                    tracing::error!(table = shared.ruleset.table, %error, "containers are not filtered: the packet filter is gone and cannot be put back")
+                }
             }
         }
         if let Some(warning) = shared.pass_engine_filter().await {
             tracing::warn!("{warning}");
         }
     }
+}
+
+/// Fails if process `pid` is in the network namespace of this process or of the machine. The engine was told otherwise; that a
+/// tenant is cut off is worth looking at all the same.
+pub(crate) fn require_own_namespace(pid: u32) -> Result<(), NetError> {
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).ok();
+    let Some(own) = namespace(&pid.to_string()) else {
+        // Not ours to see without root, or gone already.
+        return Ok(());
+    };
+    for shared in ["self", "1"] {
+        if namespace(shared).as_ref() == Some(&own) {
+            return Err(NetError::Link {
+                call: "check isolation",
+                detail: format!("process {pid} shares the machine's network namespace"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Interfaces of one instance share a prefix that no other instance on the machine has.
@@ -331,6 +365,11 @@ async fn run(tool: &'static str, args: &[&str], input: Option<&str>) -> Result<S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_in_the_machines_namespace_is_refused() {
+        assert!(require_own_namespace(std::process::id()).is_err());
+    }
 
     #[test]
     fn interface_names_fit_and_differ_between_instances() {

@@ -1,5 +1,7 @@
 //! The Docker backend: the suite, and what only a real engine can show. Fails without an engine; builds the image where it is missing.
 
+#![allow(clippy::print_stderr, reason = "building the image takes a while and says so")]
+
 mod support;
 
 use hearth_sandbox::{
@@ -58,13 +60,23 @@ async fn nothing_is_left_to_a_tenant() {
     let host_uid = std::fs::read_to_string(format!("/proc/{}/status", made.pid)).unwrap();
     assert!(host_uid.contains("Uid:\t60005\t60005"), "the host sees the slot's own user");
 
-    for path in ["/x", "/etc/passwd", "/opt/hearth/main.js", "/hearth/x", "/opt/node24/x", "/sys/fs/cgroup/x", "/proc/sys/kernel/core_pattern"] {
+    for path in [
+        "/x",
+        "/etc/passwd",
+        "/opt/hearth/main.js",
+        "/hearth/x",
+        "/opt/node24/x",
+        "/sys/fs/cgroup/x",
+        "/proc/sys/kernel/core_pattern",
+    ] {
         let written = eval(&dir, &format!("require('fs').writeFileSync('{path}', 'x')")).await;
         let code = written.expect_err(path);
         assert!(["EROFS", "EACCES", "EPERM"].contains(&code.as_str()), "{path}: {code}");
     }
     let env = eval(&dir, "return Object.keys(process.env).sort()").await.unwrap();
     assert_eq!(env, json!(["HEARTH_RUN_DIR", "HOME", "HOSTNAME", "LANG", "PATH", "TZ"]));
+    let resolver = eval(&dir, "return require('fs').readFileSync('/etc/resolv.conf', 'utf8')").await.unwrap();
+    assert_eq!(resolver, "nameserver 169.254.1.1\noptions ndots:0\n", "the host's own resolvers are none of a tenant's business");
     let interfaces = eval(&dir, "return Object.keys(require('os').networkInterfaces())").await.unwrap();
     assert_eq!(interfaces, json!(["lo"]));
     for program in ["/bin/sh", "/bin/bash", "/usr/bin/python3", "/bin/mount"] {
@@ -86,7 +98,9 @@ async fn both_versions_of_node_are_there() {
         spec.node = node;
         let made = sandbox.create(&spec).await.unwrap();
         assert_eq!(made.image, image::tag(Purpose::Runtime));
-        let versions = eval(&slots.dir(1), "return [process.version, process.versions.modules, require('os').userInfo().username]").await.unwrap();
+        let versions = eval(&slots.dir(1), "return [process.version, process.versions.modules, require('os').userInfo().username]")
+            .await
+            .unwrap();
         assert!(versions[0].as_str().unwrap().starts_with(&format!("v{}.", node.as_str())), "{versions}");
         assert_eq!((&versions[1], &versions[2]), (&json!(node.abi()), &json!("slot1")));
         sandbox.destroy(&made.id).await.unwrap();

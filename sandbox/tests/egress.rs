@@ -2,6 +2,8 @@
 //! works, and an internet with one listener on a public address, many on private ones, and a resolver. Nothing leaves the machine.
 //! Needs root, an engine, `ip`, `nft`, `iptables` and `nsenter`. The engine itself may run in any network namespace.
 
+#![allow(clippy::print_stderr, reason = "building the image takes a while and says so")]
+
 mod support;
 
 use hearth_sandbox::{
@@ -26,8 +28,18 @@ const ROUTER: [&str; 2] = ["198.51.100.1", "203.0.113.77"];
 const RESOLVER: &str = "10.77.0.53";
 /// One of each kind that a container must not reach; all have a listener that the router itself does reach.
 const PRIVATE: [&str; 12] = [
-    RESOLVER, "10.77.0.10", "172.16.9.10", "172.31.9.10", "192.168.77.10", "169.254.169.254", "169.254.170.2", "100.64.7.10",
-    "192.0.0.8", "198.18.200.200", "198.51.100.2", "203.0.113.200",
+    RESOLVER,
+    "10.77.0.10",
+    "172.16.9.10",
+    "172.31.9.10",
+    "192.168.77.10",
+    "169.254.169.254",
+    "169.254.170.2",
+    "100.64.7.10",
+    "192.0.0.8",
+    "198.18.200.200",
+    "198.51.100.2",
+    "203.0.113.200",
 ];
 /// Denied by the configuration, though public.
 const DENIED: &str = "203.0.113.192/26";
@@ -196,7 +208,8 @@ impl Containers<'_> {
         for slot in [1, 2] {
             // The internet sees the router's address, not the container's.
             assert_eq!(self.ask(slot, &connect(PUBLIC, 80)).await.expect("the public address"), json!(ROUTER[0]));
-            let resolved = self.ask(slot, "return await require('dns/promises').lookup('www.example.org', { family: 4 })").await.unwrap();
+            let resolved =
+                self.ask(slot, "return await require('dns/promises').lookup('www.example.org', { family: 4 })").await.unwrap();
             assert_eq!(resolved["address"], json!(PUBLIC));
             assert_eq!(self.ask(slot, &connect("www.example.org", 80)).await.unwrap(), json!(ROUTER[0]));
         }
@@ -205,11 +218,17 @@ impl Containers<'_> {
     async fn reaches_nothing_private(&self) {
         let mut cases: Vec<(String, u16)> = PRIVATE.iter().chain(&ROUTER).map(|a| ((*a).to_owned(), 80)).collect();
         for (address, port) in &cases {
-            let listening = std::net::TcpStream::connect_timeout(&format!("{address}:{port}").parse().unwrap(), Duration::from_secs(2));
+            let listening =
+                std::net::TcpStream::connect_timeout(&format!("{address}:{port}").parse().unwrap(), Duration::from_secs(2));
             listening.unwrap_or_else(|e| panic!("the test's own listener on {address}:{port} does not answer: {e}"));
         }
         // Only questions to the gateway reach the resolver, and only on port 53.
-        cases.extend([(RESOLVER.to_owned(), 53), (net::GATEWAY.to_string(), 80), ("127.0.0.1".to_owned(), 80), ("0.0.0.0".to_owned(), 80)]);
+        cases.extend([
+            (RESOLVER.to_owned(), 53),
+            (net::GATEWAY.to_string(), 80),
+            ("127.0.0.1".to_owned(), 80),
+            ("0.0.0.0".to_owned(), 80),
+        ]);
         cases.push((ROUTER[0].to_owned(), 53));
         for (address, port) in cases {
             let answer = self.ask(1, &connect(&address, port)).await;
@@ -218,7 +237,9 @@ impl Containers<'_> {
     }
 
     async fn reach_neither_each_other_nor_are_reached(&self) {
-        self.ask(2, "await new Promise((r) => require('net').createServer((s) => s.end('hello\\n')).listen(8080, '0.0.0.0', r))").await.unwrap();
+        self.ask(2, "await new Promise((r) => require('net').createServer((s) => s.end('hello\\n')).listen(8080, '0.0.0.0', r))")
+            .await
+            .unwrap();
         let address = self.address(2).await;
         assert_eq!(self.ask(2, &connect(&address.to_string(), 8080)).await.unwrap(), json!("hello"), "its own listener");
         let from_first = self.ask(1, &connect(&address.to_string(), 8080)).await;

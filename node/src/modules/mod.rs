@@ -1,1 +1,208 @@
-//! modules
+//! Modules on this machine: each artifact is fetched once, checked, unpacked once, and mounted read-only into every container whose
+//! functions depend on it.
+//!
+//! `{data_dir}/modules/{sha256}` holds the unpacked files; nothing appears under such a name before it is whole and on disk. A
+//! read-only view of that directory (`modules-ro`) is what containers' mounts are made from, so that they are read-only from their
+//! first moment, also where they propagate to.
+
+mod attach;
+mod demand;
+mod fetch;
+mod unpack;
+
+pub use attach::{AttachError, Attached};
+pub use unpack::{UnpackError, unpack};
+
+use bytesize::ByteSize;
+use demand::Demand;
+use hearth_model::{ArtifactRef, BuildKey, ResolvedModule};
+use hearth_store::{ArtifactStore, FunctionStore};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// The module cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Unpacked modules on this machine; above it those that no container uses go, the one unused longest first.
+    pub disk_limit: ByteSize,
+    /// How long fetching one artifact may take.
+    #[serde(with = "humantime_serde")]
+    pub fetch_timeout: Duration,
+    /// Artifacts that are fetched at the same time.
+    pub fetch_concurrency: usize,
+    /// Largest set of modules, unpacked, that is loaded ahead into waiting containers.
+    pub preload_max: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            disk_limit: ByteSize::gib(20),
+            fetch_timeout: Duration::from_secs(300),
+            fetch_concurrency: 4,
+            preload_max: ByteSize::mib(64),
+        }
+    }
+}
+
+/// Why the cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} {path}: {source}")]
+pub struct OpenError {
+    call: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// One artifact on this machine.
+#[derive(Debug)]
+struct Present {
+    bytes: u64,
+    /// Slots that have it mounted.
+    slots: BTreeSet<u32>,
+    last_used: Instant,
+}
+
+type FetchCell = Arc<tokio::sync::OnceCell<()>>;
+
+/// Modules on this machine.
+pub struct ModuleCache {
+    config: Config,
+    dir: PathBuf,
+    /// The read-only view; none where this process may not mount.
+    read_only: Option<PathBuf>,
+    functions: Arc<dyn FunctionStore>,
+    artifacts: Arc<dyn ArtifactStore>,
+    /// Builds that are ready never change.
+    ready: Cache<BuildKey, Arc<ArtifactRef>>,
+    present: Mutex<HashMap<String, Present>>,
+    fetching: Mutex<HashMap<String, FetchCell>>,
+    fetch_permits: tokio::sync::Semaphore,
+    /// Contexts by slot, with the artifact each was made from.
+    slots: tokio::sync::Mutex<HashMap<u32, BTreeMap<String, String>>>,
+    demand: Mutex<Demand>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    fetches: AtomicU64,
+    refused: AtomicU64,
+    evictions: AtomicU64,
+    attaches: AtomicU64,
+}
+
+/// The cache at one moment.
+#[derive(Debug, Serialize)]
+pub struct ModuleCacheStatus {
+    /// `mount` where containers get single modules, `none` where this process may not mount and modules cannot be had.
+    pub mode: &'static str,
+    /// Artifacts on this machine.
+    pub artifacts: usize,
+    /// Their size, unpacked.
+    pub bytes: u64,
+    /// What they may take.
+    pub bytes_max: u64,
+    /// Mounts in containers.
+    pub mounts: usize,
+    /// Artifacts fetched since the start.
+    pub fetches: u64,
+    /// Artifacts refused since the start, since they were not what their name says.
+    pub refused: u64,
+    /// Artifacts removed to make room since the start.
+    pub evictions: u64,
+}
+
+impl ModuleCache {
+    /// Opens the cache of this node and removes what an earlier process left unfinished.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the directory cannot be used.
+    pub async fn open(
+        config: Config,
+        data_dir: &Path,
+        functions: Arc<dyn FunctionStore>,
+        artifacts: Arc<dyn ArtifactStore>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let dir = data_dir.join("modules");
+        let fail = |call, path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError { call, path, source }
+        };
+        let temp = dir.join("tmp");
+        match fs::remove_dir_all(&temp) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("clearing", &temp)(e)),
+            _ => {}
+        }
+        fs::create_dir_all(&temp).map_err(fail("creating", &temp))?;
+        let dir = dir.canonicalize().map_err(fail("finding", &dir))?;
+        let read_only = attach::read_only_view(&dir).map_err(fail("mounting a read-only view of", &dir))?;
+        let mut present = HashMap::new();
+        for entry in fs::read_dir(&dir).map_err(fail("reading", &dir))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(bytes) = fetch::size_of(&entry.path()) {
+                present.insert(name, Present { bytes, slots: BTreeSet::new(), last_used: Instant::now() });
+            }
+        }
+        Ok(Arc::new(Self {
+            fetch_permits: tokio::sync::Semaphore::new(config.fetch_concurrency.max(1)),
+            config,
+            dir,
+            read_only,
+            functions,
+            artifacts,
+            ready: Cache::new(20_000),
+            present: Mutex::new(present),
+            fetching: Mutex::default(),
+            slots: tokio::sync::Mutex::default(),
+            demand: Mutex::default(),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// Counts one use of a set of modules.
+    pub fn note_demand(&self, modules: &[ResolvedModule]) {
+        if !modules.is_empty() {
+            self.demand.lock().note(modules, Instant::now());
+        }
+    }
+
+    /// The sets most in demand on this node, best first; only those small enough to be loaded ahead.
+    #[must_use]
+    pub fn popular(&self, max: usize) -> Vec<Vec<ResolvedModule>> {
+        let limit = self.config.preload_max.as_u64();
+        let small = |set: &[ResolvedModule]| {
+            let sizes = set.iter().map(|m| self.ready.get(&m.build).map(|a| a.unpacked_bytes));
+            sizes.sum::<Option<u64>>().is_some_and(|bytes| bytes <= limit)
+        };
+        self.demand.lock().popular(max, Instant::now(), small)
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn status(&self) -> ModuleCacheStatus {
+        let present = self.present.lock();
+        ModuleCacheStatus {
+            mode: if self.read_only.is_some() { "mount" } else { "none" },
+            artifacts: present.len(),
+            bytes: present.values().map(|p| p.bytes).sum(),
+            bytes_max: self.config.disk_limit.as_u64(),
+            mounts: present.values().map(|p| p.slots.len()).sum(),
+            fetches: self.counters.fetches.load(Relaxed),
+            refused: self.counters.refused.load(Relaxed),
+            evictions: self.counters.evictions.load(Relaxed),
+        }
+    }
+}

@@ -1,10 +1,6 @@
 //! What is weak about this machine's containers, each with its remedy.
 
-use super::{
-    config::Config,
-    engine::Engine,
-    slot_dir::is_root,
-};
+use super::{config::Config, engine::Engine, slot_dir::is_root};
 use crate::{Description, Purpose, SandboxError, cgroup, net};
 use bollard::models::{SystemInfo, SystemVersion};
 use std::{collections::BTreeMap, path::Path};
@@ -44,7 +40,10 @@ pub(super) async fn describe(
 }
 
 fn images(config: &Config) -> BTreeMap<String, String> {
-    [("runtime", Purpose::Runtime), ("build", Purpose::Build)].into_iter().map(|(name, p)| (name.to_owned(), config.image(p))).collect()
+    [("runtime", Purpose::Runtime), ("build", Purpose::Build)]
+        .into_iter()
+        .map(|(name, p)| (name.to_owned(), config.image(p)))
+        .collect()
 }
 
 fn component(version: &SystemVersion, name: &str) -> Option<String> {
@@ -63,11 +62,14 @@ fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Stri
     if let Some(wanted) = &config.oci_runtime
         && !info.runtimes.as_ref().is_some_and(|r| r.contains_key(wanted))
     {
-        warnings.push(format!("the engine does not know the runtime {wanted:?}: add it to the engine's daemon.json, or unset oci_runtime"));
+        warnings.push(format!(
+            "the engine does not know the runtime {wanted:?}: add it to the engine's daemon.json, or unset oci_runtime"
+        ));
     }
     let security: Vec<&str> = info.security_options.iter().flatten().map(String::as_str).collect();
     if !security.iter().any(|s| s.starts_with("name=seccomp") && !s.contains("unconfined")) {
-        warnings.push("the engine filters no system calls (seccomp): use a kernel and an engine with its default profile".to_owned());
+        warnings
+            .push("the engine filters no system calls (seccomp): use a kernel and an engine with its default profile".to_owned());
     }
     if !security.iter().any(|s| s.starts_with("name=userns") || s.starts_with("name=rootless")) {
         warnings.push(
@@ -77,14 +79,12 @@ fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Stri
     if info.live_restore_enabled != Some(true) {
         warnings.push("a restart of the engine ends all containers: set \"live-restore\": true in its daemon.json".to_owned());
     }
-    for (have, what) in [
-        (info.memory_limit, "memory"),
-        (info.swap_limit, "swap"),
-        (info.pids_limit, "processes"),
-        (info.cpu_cfs_quota, "CPU"),
-    ] {
+    for (have, what) in
+        [(info.memory_limit, "memory"), (info.swap_limit, "swap"), (info.pids_limit, "processes"), (info.cpu_cfs_quota, "CPU")]
+    {
         if have == Some(false) {
-            warnings.push(format!("the kernel or engine does not limit {what} of containers: enable that control group controller"));
+            warnings
+                .push(format!("the kernel or engine does not limit {what} of containers: enable that control group controller"));
         }
     }
     warnings
@@ -93,12 +93,16 @@ fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Stri
 /// Whether runc is one of those that were mended: 1.2.8, 1.3.3, or anything newer.
 fn runc_is_mended(version: &str) -> bool {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    let (Some(major), Some(minor), patch) = (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) else { return false };
+    let (Some(major), Some(minor), patch) = (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) else {
+        return false;
+    };
     match (major, minor) {
         (1, 2) => patch >= 8,
         (1, 3) => patch >= 3,
         // The first candidates of 1.4 were still open.
-        (1, 4) if patch == 0 => !version.contains("rc.1") && !version.contains("rc.2") && !version.contains("rc1") && !version.contains("rc2"),
+        (1, 4) if patch == 0 => {
+            !version.contains("rc.1") && !version.contains("rc.2") && !version.contains("rc1") && !version.contains("rc2")
+        }
         _ => (major, minor) > (1, 3),
     }
 }

@@ -28,12 +28,20 @@ impl Engine {
     }
 
     /// A call that normally takes milliseconds.
-    pub(crate) async fn quick<T>(&self, name: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, SandboxError> {
+    pub(crate) async fn quick<T>(
+        &self,
+        name: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, SandboxError> {
         within(name, self.call_timeout, call).await
     }
 
     /// A call that makes or removes a container.
-    pub(crate) async fn slow<T>(&self, name: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, SandboxError> {
+    pub(crate) async fn slow<T>(
+        &self,
+        name: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, SandboxError> {
         within(name, self.create_timeout, call).await
     }
 }
@@ -41,7 +49,8 @@ impl Engine {
 /// Connects to the engine behind `socket` and agrees on an API version.
 pub(crate) async fn connect(socket: &Path, deadline: Duration) -> Result<Docker, SandboxError> {
     let call = "connect";
-    let path = socket.to_str().ok_or_else(|| SandboxError::Failed { call, detail: format!("{} is not UTF-8", socket.display()) })?;
+    let path =
+        socket.to_str().ok_or_else(|| SandboxError::Failed { call, detail: format!("{} is not UTF-8", socket.display()) })?;
     let docker = Docker::connect_with_unix(path, CLIENT_TIMEOUT_S, API_DEFAULT_VERSION).map_err(|e| SandboxError::Unreachable {
         call,
         detail: format!("{e}; is Docker installed and running, and is {path} its socket? (Debian: apt-get install docker.io)"),
@@ -69,9 +78,10 @@ fn sort(call: &'static str, deadline: Duration, error: Error) -> SandboxError {
             SandboxError::Failed { call, detail: format!("{message} (status {status_code})") }
         }
         Error::RequestTimeoutError => SandboxError::Deadline { call, deadline },
-        Error::IOError { .. } | Error::HyperLegacyError { .. } | Error::HyperResponseError { .. } | Error::SocketNotFoundError(_) => {
-            SandboxError::Unreachable { call, detail: chain(&error) }
-        }
+        Error::IOError { .. }
+        | Error::HyperLegacyError { .. }
+        | Error::HyperResponseError { .. }
+        | Error::SocketNotFoundError(_) => SandboxError::Unreachable { call, detail: chain(&error) },
         other => SandboxError::Failed { call, detail: chain(&other) },
     }
 }
@@ -112,7 +122,9 @@ mod tests {
     #[test]
     fn errors_are_sorted() {
         assert!(matches!(server(404, "No such container: abc"), SandboxError::NotFound { id } if id == "abc"));
-        assert!(matches!(server(404, "No such image: hearth-runtime:x"), SandboxError::ImageMissing { image } if image == "hearth-runtime:x"));
+        assert!(
+            matches!(server(404, "No such image: hearth-runtime:x"), SandboxError::ImageMissing { image } if image == "hearth-runtime:x")
+        );
         assert!(matches!(server(404, "page not found"), SandboxError::Failed { .. }));
         assert!(matches!(server(500, "oci runtime error"), SandboxError::Failed { detail, .. } if detail.contains("500")));
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);

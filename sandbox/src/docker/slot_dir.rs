@@ -78,10 +78,17 @@ pub(crate) fn prepare(config: &Config, spec: &SandboxSpec) -> Result<(), Sandbox
         let data = format!("size={RUN_SIZE},nr_inodes={RUN_INODES},mode=0700,uid={uid},gid={uid}");
         let data = CString::new(data).map_err(|e| failed(&run, "mount", &e.into()))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("hearth-run", &run, "tmpfs", flags, Some(data.as_c_str())).map_err(|e| failed(&run, "mount a tmpfs at", &e.into()))?;
+        mount("hearth-run", &run, "tmpfs", flags, Some(data.as_c_str()))
+            .map_err(|e| failed(&run, "mount a tmpfs at", &e.into()))?;
     } else {
         empty(&run)?;
         open_to_all(&run)?;
+    }
+    let etc = spec.slot_dir.join(options::ETC_DIR);
+    fs::create_dir_all(&etc).map_err(|e| failed(&etc, "make", &e))?;
+    for file in [options::RESOLV_CONF, options::HOSTS] {
+        let path = etc.join(file.name);
+        fs::write(&path, file.text).map_err(|e| failed(&path, "write", &e))?;
     }
     if spec.purpose == Purpose::Build {
         let out = spec.slot_dir.join("out");
@@ -120,8 +127,9 @@ fn require_dir(path: &Path) -> Result<(), SandboxError> {
 
 /// Removes stale sockets: a container must not seem ready because one before it was.
 fn empty(run: &Path) -> Result<(), SandboxError> {
-    let entries: Vec<PathBuf> =
-        fs::read_dir(run).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect()).map_err(|e| failed(run, "read", &e))?;
+    let entries: Vec<PathBuf> = fs::read_dir(run)
+        .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
+        .map_err(|e| failed(run, "read", &e))?;
     for entry in entries {
         match fs::remove_file(&entry) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(&entry, "remove", &e)),

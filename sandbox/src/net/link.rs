@@ -160,9 +160,10 @@ impl Links {
             }
             address
         };
-        tokio::time::timeout(ATTACH_TIMEOUT, attach)
-            .await
-            .map_err(|_| NetError::Link { call: "attach", detail: format!("no answer from the kernel within {ATTACH_TIMEOUT:?}") })?
+        tokio::time::timeout(ATTACH_TIMEOUT, attach).await.map_err(|_| NetError::Link {
+            call: "attach",
+            detail: format!("no answer from the kernel within {ATTACH_TIMEOUT:?}"),
+        })?
     }
 
     async fn connect(&self, name: &str, slot: u32, pid: u32) -> Result<Ipv4Addr, NetError> {

@@ -111,7 +111,8 @@ table inet {table} {{
                 format!("numgen inc mod {} map {{ {} }}", many.len(), map.join(", "))
             }
         };
-        let rule = |protocol| format!("\t\tiifname \"{}*\" ip daddr {GATEWAY} {protocol} dport 53 dnat ip to {target}\n", self.prefix);
+        let rule =
+            |protocol| format!("\t\tiifname \"{}*\" ip daddr {GATEWAY} {protocol} dport 53 dnat ip to {target}\n", self.prefix);
         rule("udp") + &rule("tcp")
     }
 
@@ -141,6 +142,7 @@ mod tests {
         }
     }
 
+    /// By an interface or an address of theirs, or by standing in a chain that only such rules lead to.
     #[test]
     fn every_rule_is_bound_to_containers() {
         let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2)]).text();
@@ -149,9 +151,11 @@ mod tests {
             if let Some(name) = line.strip_prefix("chain ") {
                 chain = name;
             }
-            let verdict = ["accept", "drop", "masquerade", "goto refuse", "jump leaving"].iter().any(|v| line.ends_with(v)) || line.contains("dnat ip to");
-            let bound = line.contains(r#"ifname "hv12345x*""#) || line.starts_with("ip saddr 198.18.0.0/15") || chain.starts_with("leaving");
-            // The chain that refuses is reached through a bound rule only.
+            let verdict = ["accept", "drop", "masquerade", "goto refuse", "jump leaving"].iter().any(|v| line.ends_with(v))
+                || line.contains("dnat ip to");
+            let bound = line.contains(r#"ifname "hv12345x*""#)
+                || line.starts_with("ip saddr 198.18.0.0/15")
+                || chain.starts_with("leaving");
             assert!(!verdict || bound, "this rule would meet other traffic of the machine: {line}");
         }
     }

@@ -149,7 +149,8 @@ impl Drop for Slots {
     fn drop(&mut self) {
         // What a failed test left mounted would keep the directory from being removed.
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mut points: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(self.root.path())).collect();
+        let mut points: Vec<&str> =
+            mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(self.root.path())).collect();
         points.reverse();
         for point in points {
             let _ = std::process::Command::new("umount").args(["-l", point]).output();

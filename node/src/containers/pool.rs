@@ -1,0 +1,272 @@
+//! The pool: containers that run the runtime and belong to nobody. A container leaves it once, for one tenant, and never comes back.
+//!
+//! Refilling is concurrent but paced: creating a container costs as much CPU as thousands of requests, so while requests run only one
+//! is made at a time, with a pause as long as the making took. The target follows demand: it grows while claims find the pool
+//! empty and shrinks again afterwards. Part of the pool may have the modules loaded that are most in demand here; such a container goes
+//! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
+
+use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
+use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion};
+use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{sync::Notify, task::JoinSet};
+
+/// Directory of a pre-loaded container's links; no function can have this name.
+const PRELOAD_DIR: &str = "f/.preload";
+/// Waits after a failed creation: doubled each time up to the second.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// How often demand is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Weight of a waiting container against those with a tenant (1024).
+const WAITING_CPU_SHARES: u32 = 128;
+
+/// A container that waits.
+pub(super) struct Waiting {
+    pub running: Running,
+    pub slot: Slot,
+    pub control: Control,
+    pub node: NodeVersion,
+    /// Builds that are loaded in it already.
+    pub preloaded: BTreeSet<BuildKey>,
+}
+
+pub(super) struct Pool {
+    waiting: Mutex<Vec<Waiting>>,
+    creating: AtomicUsize,
+    target: AtomicUsize,
+    changed: Notify,
+    /// Claims since the last look.
+    claimed: AtomicUsize,
+    /// Creations on demand and by refill together.
+    permits: tokio::sync::Semaphore,
+}
+
+impl Pool {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            creating: AtomicUsize::new(0),
+            target: AtomicUsize::new(config.pool_size),
+            changed: Notify::new(),
+            claimed: AtomicUsize::new(0),
+            permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
+        }
+    }
+
+    /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better.
+    pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
+        let mut waiting = self.waiting.lock();
+        let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
+        let (at, _) = fitting.max_by_key(|(_, w)| w.preloaded.len())?;
+        let taken = waiting.swap_remove(at);
+        drop(waiting);
+        self.claimed.fetch_add(1, Relaxed);
+        self.changed.notify_one();
+        Some(taken)
+    }
+
+    pub fn level(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
+    pub fn preloaded(&self) -> usize {
+        self.waiting.lock().iter().filter(|w| !w.preloaded.is_empty()).count()
+    }
+
+    pub fn creating(&self) -> usize {
+        self.creating.load(Relaxed)
+    }
+
+    pub fn target(&self) -> usize {
+        self.target.load(Relaxed)
+    }
+
+    /// Destroys what waits.
+    pub async fn drain(&self, handler: &Arc<Handler>) {
+        loop {
+            let Some(waiting) = self.waiting.lock().pop() else { return };
+            discard(handler, waiting.running, waiting.slot).await;
+        }
+    }
+}
+
+/// Removes a container that has no tenant, with its mounts and its files.
+pub(super) async fn discard(handler: &Handler, running: Running, slot: Slot) {
+    if let Err(error) = handler.deps.sandbox.destroy(&running.id).await {
+        tracing::warn!(slot = slot.number, %error, "a container could not be removed; its slot stays in use until it is");
+        std::mem::forget(slot);
+        return;
+    }
+    handler.deps.modules.detach_slot(slot.number, &slot.tree()).await;
+    if let Err(error) = slot.clear() {
+        tracing::warn!(slot = slot.number, %error, "a slot's files could not be removed");
+    }
+}
+
+/// Creates one container and waits until its runtime is ready.
+pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<Waiting, AcquireError> {
+    let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
+    let capacity = |detail: String| AcquireError::NoCapacity { detail };
+    let slot = match handler.slots.take() {
+        Ok(Some(slot)) => slot,
+        Ok(None) => return Err(capacity(format!("all {} slots are in use", handler.config.containers_max))),
+        Err(error) => return Err(capacity(format!("preparing a slot: {error}"))),
+    };
+    let spec = SandboxSpec {
+        slot: slot.number,
+        purpose: Purpose::Runtime,
+        node,
+        slot_dir: slot.dir.clone(),
+        runtime_dir: handler.deps.runtime_dir.clone(),
+        limits: limits(&handler.config, hearth_model::limits::MEMORY_MB_DEFAULT, WAITING_CPU_SHARES),
+        args: Vec::new(),
+    };
+    let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
+    match control::open_when_ready(&slot.run(), control::new_secret(), handler.config.start_timeout).await {
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new() }),
+        Err(error) => {
+            let output = handler.deps.sandbox.output(&running.id).await.unwrap_or_default();
+            tracing::error!(slot = slot.number, error, output, "a container's runtime did not come up");
+            discard(handler, running, slot).await;
+            Err(capacity(error))
+        }
+    }
+}
+
+pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32) -> Limits {
+    Limits {
+        memory_mb,
+        cpu_millis: config.cpu_millis,
+        cpu_shares,
+        pids: config.pids_max,
+        nofile: 4_096,
+        tmp_mb: config.tmp_size.as_u64() / (1024 * 1024),
+    }
+}
+
+/// Keeps the pool at its target until this node leaves.
+pub(super) async fn keep_full(handler: Arc<Handler>) {
+    let pool = &handler.pool;
+    let mut making: JoinSet<(Duration, bool)> = JoinSet::new();
+    let mut failures = 0_u32;
+    let mut not_before = Instant::now();
+    let mut looked = Instant::now();
+    loop {
+        if looked.elapsed() >= LOOK_EVERY {
+            follow_demand(&handler, looked.elapsed());
+            looked = Instant::now();
+        }
+        let missing = pool.target().saturating_sub(pool.level() + making.len());
+        if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= not_before {
+            let handler = Arc::clone(&handler);
+            let preload = wanted_preload(&handler);
+            pool.creating.fetch_add(1, Relaxed);
+            making.spawn(async move {
+                let began = Instant::now();
+                let made = add_one(&handler, preload).await;
+                handler.pool.creating.fetch_sub(1, Relaxed);
+                (began.elapsed(), made)
+            });
+            continue;
+        }
+        let pause = if missing > 0 { not_before.saturating_duration_since(Instant::now()).max(Duration::from_millis(2)) } else { LOOK_EVERY };
+        tokio::select! {
+            () = handler.leaving.cancelled() => break,
+            () = pool.changed.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            Some(made) = making.join_next() => {
+                let (took, made) = made.unwrap_or((Duration::ZERO, false));
+                if made {
+                    failures = 0;
+                    // While requests run, as much time is left to them as the making took.
+                    if busy(&handler) {
+                        not_before = Instant::now() + took;
+                    }
+                } else {
+                    failures = (failures + 1).min(10);
+                    let wait = (RETRY_AFTER.0 * 2_u32.pow(failures - 1)).min(RETRY_AFTER.1);
+                    not_before = Instant::now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+                }
+            }
+        }
+    }
+    while making.join_next().await.is_some() {}
+    pool.drain(&handler).await;
+}
+
+/// Whether requests run on this node now.
+fn busy(handler: &Handler) -> bool {
+    handler.containers.all().iter().any(|c| c.in_flight() > 0)
+}
+
+fn concurrency(handler: &Handler) -> usize {
+    if busy(handler) { 1 } else { handler.config.refill_concurrency.max(1) }
+}
+
+/// The target is what one refill's time may claim: it rises at once with the claims and falls by one a look.
+fn follow_demand(handler: &Handler, since: Duration) {
+    let pool = &handler.pool;
+    let claims_per_s = pool.claimed.swap(0, Relaxed) as f64 / since.as_secs_f64();
+    let wanted = (claims_per_s.ceil() as usize).clamp(handler.config.pool_size, handler.config.pool_max.max(handler.config.pool_size));
+    let target = pool.target();
+    pool.target.store(if wanted > target { wanted } else { target.saturating_sub(1).max(wanted) }, Relaxed);
+}
+
+/// A popular set of modules that no waiting container has yet, while plain ones are not short.
+fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
+    let pool = &handler.pool;
+    let room = handler.config.preloaded_max.min(pool.target() / 2);
+    let plain = pool.level() - pool.preloaded().min(pool.level());
+    if room == 0 || plain == 0 {
+        return None;
+    }
+    let popular = handler.deps.modules.popular(room);
+    let waiting = pool.waiting.lock();
+    let has = |set: &[ResolvedModule]| {
+        let keys: BTreeSet<_> = set.iter().map(|m| m.build.clone()).collect();
+        waiting.iter().any(|w| w.preloaded == keys)
+    };
+    popular.into_iter().find(|set| !has(set))
+}
+
+async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
+    let mut waiting = match create(handler, NodeVersion::default()).await {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            handler.counters.refill_failures.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "the pool could not be refilled; trying again later");
+            return false;
+        }
+    };
+    if let Some(set) = preload
+        && let Err(error) = preload_into(handler, &mut waiting, &set).await
+    {
+        tracing::warn!(%error, "modules could not be loaded ahead");
+        discard(handler, waiting.running, waiting.slot).await;
+        return true;
+    }
+    handler.counters.refills.fetch_add(1, Relaxed);
+    handler.pool.waiting.lock().push(waiting);
+    true
+}
+
+async fn preload_into(handler: &Handler, waiting: &mut Waiting, set: &[ResolvedModule]) -> Result<(), String> {
+    let tree = waiting.slot.tree();
+    let attached =
+        handler.deps.modules.attach(waiting.slot.number, &tree, Path::new(PRELOAD_DIR), set).await.map_err(|e| e.to_string())?;
+    let failed = waiting.control.preload(handler.config.load_timeout, attached.packages).await.map_err(|e| e.to_string())?;
+    if !failed.is_empty() {
+        tracing::debug!(?failed, "modules that do not load ahead");
+    }
+    waiting.preloaded = set.iter().map(|m| m.build.clone()).collect();
+    Ok(())
+}
