@@ -39,7 +39,7 @@ impl Persisted {
             path: container.path().clone(),
             memory_mb: container.memory_mb,
             control_secret: container.control.secret.clone(),
-            loaded: container.loaded().iter().flat_map(|(f, versions)| versions.iter().map(|v| (f.clone(), *v))).collect(),
+            loaded: container.loaded().iter().map(|(f, v)| (f.clone(), *v)).collect(),
         }
     }
 

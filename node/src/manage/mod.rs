@@ -1,1 +1,3 @@
-//! manage
+//! stub while the management API is written
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, Default)]
+pub struct Config {}
