@@ -6,6 +6,7 @@ pub mod config;
 #[cfg_attr(not(feature = "handler-next"), path = "containers/mod.rs")]
 pub mod handler;
 pub mod logs;
+#[path = "management/mod.rs"]
 pub mod manage;
 pub mod modules;
 pub mod ops;
@@ -139,6 +140,7 @@ impl Node {
                 },
                 build_image,
                 arch: std::env::consts::ARCH,
+                data_dir,
             },
         );
         let proxy = proxy::Proxy::start(listener, config.proxy, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;

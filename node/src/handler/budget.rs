@@ -34,6 +34,11 @@ impl Budget {
         there
     }
 
+    /// Gives back what was taken for nothing.
+    pub(super) fn refund(&mut self, amount: f64) {
+        self.left = (self.left + amount).min(self.most);
+    }
+
     /// Takes `amount` in any case, and tells how long to wait until the debt is paid.
     pub(super) fn spend(&mut self, amount: f64, now: Instant) -> Option<Duration> {
         self.fill(now);

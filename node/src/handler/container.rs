@@ -15,7 +15,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 use tokio::{
@@ -60,12 +60,12 @@ pub(super) struct Edition {
 
 /// What a version is in its container.
 pub(super) enum VersionState {
-    /// Being loaded; the channel tells when it is decided.
-    Loading(watch::Receiver<bool>),
+    /// Being loaded; the channel closes when it is decided.
+    Loading(watch::Receiver<()>),
     /// Serves.
     Loaded(Arc<Loaded>),
     /// Being forgotten; the channel closes when it is.
-    Unloading(watch::Receiver<bool>),
+    Unloading(watch::Receiver<()>),
     /// Did not load, as of then.
     Failed(Instant, super::AcquireError),
 }
@@ -73,7 +73,7 @@ pub(super) enum VersionState {
 /// The versions of a container's functions.
 #[derive(Default)]
 pub(super) struct Versions {
-    pub states: HashMap<(FunctionName, VersionNumber), VersionState>,
+    states: HashMap<(FunctionName, VersionNumber), (Timestamp, VersionState)>,
     /// Which version of a function is live, by the newest record that anybody came with.
     live: HashMap<FunctionName, (Edition, VersionNumber)>,
 }
@@ -86,17 +86,46 @@ impl Versions {
             *live = (edition, version);
         }
         let live = live.1;
-        for state in self.states.iter().filter(|((f, _), _)| f == function).map(|(_, state)| state) {
-            if let VersionState::Loaded(loaded) = state {
-                loaded.superseded.store(loaded.version != live, Relaxed);
-            }
+        for loaded in self.loaded().filter(|l| l.function == *function) {
+            loaded.superseded.store(loaded.version != live, Relaxed);
         }
         live == version
     }
 
+    /// Whether `version` is the live one, as far as anybody has said.
+    pub(super) fn is_live(&self, function: &FunctionName, version: VersionNumber) -> bool {
+        self.live.get(function).is_none_or(|(_, live)| *live == version)
+    }
+
+    pub(super) fn get(&self, key: &(FunctionName, VersionNumber)) -> Option<&VersionState> {
+        self.states.get(key).map(|(_, state)| state)
+    }
+
+    /// When the version was made that is known under this number.
+    pub(super) fn created_at(&self, function: &FunctionName, version: VersionNumber) -> Option<Timestamp> {
+        self.states.get(&(function.clone(), version)).map(|(at, _)| *at)
+    }
+
+    pub(super) fn set(&mut self, function: FunctionName, version: VersionNumber, created_at: Timestamp, state: VersionState) {
+        self.states.insert((function, version), (created_at, state));
+    }
+
+    pub(super) fn remove(&mut self, key: &(FunctionName, VersionNumber)) {
+        self.states.remove(key);
+    }
+
+    /// Forgets failures that are no longer believed.
+    pub(super) fn forget_failures(&mut self, older_than: std::time::Duration) {
+        self.states.retain(|_, (_, state)| !matches!(state, VersionState::Failed(at, _) if at.elapsed() >= older_than));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.states.len()
+    }
+
     /// Loaded versions.
     pub(super) fn loaded(&self) -> impl Iterator<Item = &Arc<Loaded>> {
-        self.states.values().filter_map(|state| match state {
+        self.states.values().filter_map(|(_, state)| match state {
             VersionState::Loaded(loaded) => Some(loaded),
             _ => None,
         })
@@ -113,9 +142,9 @@ pub(super) struct Loaded {
     pub gate: Gate,
     /// Whether another version of the function is live.
     pub superseded: AtomicBool,
-    /// What bringing it back would cost, in microseconds.
-    pub cost_us: u32,
-    pub modules: u32,
+    /// What loading it took: getting files and modules there, then running the code.
+    pub modules_ms: f32,
+    pub load_ms: f32,
 }
 
 /// What must be known of a container to make it live.
@@ -151,8 +180,6 @@ pub struct LiveContainer {
     pub(super) claimed_at: Instant,
     pub(super) leases: AtomicU64,
     pub(super) memory_bytes: AtomicU64,
-    /// What bringing it back would cost, in microseconds.
-    pub(super) cost_us: AtomicU32,
     /// Whether it is being asked for a sign of life.
     pub(super) suspected: AtomicBool,
     /// Whether what is written down of it is older than what it is.
@@ -241,7 +268,6 @@ impl LiveContainer {
             claimed_at: now,
             leases: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
-            cost_us: AtomicU32::new(0),
             suspected: AtomicBool::new(false),
             state_dirty: AtomicBool::new(false),
             state_writing: AtomicBool::new(false),
@@ -308,6 +334,45 @@ impl LiveContainer {
         now.saturating_duration_since(last)
     }
 
+    /// Waits while it is being frozen or thawed.
+    pub(super) async fn settled(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if !matches!(self.gate.phase(), Phase::Freezing | Phase::Thawing) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until nothing is in it.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.gate.is_idle() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives a hold back.
+    pub(super) fn release(&self) {
+        if self.gate.unhold() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// What bringing it back would take.
+    pub(super) fn cost_ms(&self) -> f32 {
+        self.versions.lock().loaded().map(|l| l.modules_ms + l.load_ms).sum()
+    }
+
     /// Versions of another life of this node that the runtime says it still has, where the node's own notes agree.
     pub(super) fn restore(&self, loaded: Vec<Loaded>, greeting: &Greeting) -> Vec<Arc<Loaded>> {
         let mut versions = self.versions.lock();
@@ -315,9 +380,8 @@ impl LiveContainer {
         for version in loaded {
             if greeting.loaded.iter().any(|l| *l == format!("{}@{}", version.function, version.version)) {
                 self.owner.admit(&version.function, version.version);
-                self.cost_us.fetch_add(version.cost_us, Relaxed);
                 let version = Arc::new(version);
-                versions.states.insert((version.function.clone(), version.version), VersionState::Loaded(Arc::clone(&version)));
+                versions.set(version.function.clone(), version.version, version.created_at, VersionState::Loaded(Arc::clone(&version)));
                 restored.push(version);
             }
         }
@@ -344,7 +408,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes over places in both gates that the caller has entered.
+    /// Takes over the places in both gates that the caller has entered.
     pub(super) fn entered(container: Arc<LiveContainer>, loaded: Arc<Loaded>) -> Self {
         container.leases.fetch_add(1, Relaxed);
         Self { container, loaded, start: Start::Warm, timings: ColdTimings::default() }
@@ -352,7 +416,8 @@ impl Lease {
 
     pub(super) fn cold(mut self, timings: Option<ColdTimings>) -> Self {
         if let Some(timings) = timings {
-            (self.start, self.timings) = (Start::Cold, timings);
+            let Loaded { modules_ms, load_ms, .. } = *self.loaded;
+            (self.start, self.timings) = (Start::Cold, ColdTimings { modules_ms, load_ms, ..timings });
         }
         self
     }
@@ -381,7 +446,7 @@ impl Drop for Lease {
         self.container.touch();
         self.loaded.gate.leave();
         if self.container.gate.leave() {
-            // The last request of a retired container: whoever waits to end it need not wait for the next tick.
+            // The last request of a retired container: somebody waits to end it.
             self.container.changed.notify_waiters();
         }
     }

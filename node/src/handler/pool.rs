@@ -7,11 +7,13 @@ use super::{
     container::Parts,
     error::AcquireError,
     plan::{Demand, Kind, View},
+    slot::Slot,
     status::PoolStatus,
 };
 use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion};
 use parking_lot::Mutex;
 use std::{
+    cmp::Reverse,
     collections::{HashSet, VecDeque},
     time::Duration,
 };
@@ -51,7 +53,6 @@ struct Waiter {
 struct Creating {
     id: u64,
     kind: Kind,
-    slot: u32,
     since: Instant,
 }
 
@@ -101,7 +102,7 @@ impl State {
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     /// Make these.
-    pub make: Vec<(u64, Kind, u32)>,
+    pub make: Vec<(u64, Kind, Slot)>,
     /// Look again after this, at the latest.
     pub again_in: Option<Duration>,
     /// Whether a slot was missing for a request that waits.
@@ -141,9 +142,9 @@ impl Pool {
             state.other_builds.extend(modules.iter().map(|m| m.build.clone()));
         }
         let fitting = state.ready.iter().enumerate().filter(|(_, p)| !p.parts.control.is_closed());
-        let best = fitting.filter_map(|(at, p)| Some((p.kind.fits(node, modules)?, at))).max();
-        let taken = match best {
-            // The rest stays in order, so that the oldest is taken first among equals.
+        let fitting = fitting.filter_map(|(at, p)| Some((p.kind.fits(node, modules)?, at)));
+        // The oldest among equals.
+        let taken = match fitting.max_by_key(|(saved, at)| (*saved, Reverse(*at))) {
             Some((_, at)) => Taken::Ready(Box::new(state.ready.remove(at))),
             None => Taken::Wait(Self::queue(&mut state, node, modules, config, now)?),
         };
@@ -179,8 +180,10 @@ impl Pool {
     }
 
     /// A container is ready: the first one that waits and may have it gets it. Returned when the pool is closed.
-    pub(super) fn put(&self, mut pooled: Box<Pooled>) -> Option<Box<Pooled>> {
+    pub(super) fn put(&self, id: u64, mut pooled: Box<Pooled>) -> Option<Box<Pooled>> {
+        self.wake.notify_one();
         let mut state = self.state.lock();
+        state.creating.retain(|c| c.id != id);
         if state.closed {
             return Some(pooled);
         }
@@ -199,14 +202,14 @@ impl Pool {
         None
     }
 
-    /// Decides what to make now. `take_slot` gives a slot's number while there are any.
+    /// Decides what to make now. `take_slot` gives a slot while there are any.
     pub(super) fn orders(
         &self,
         config: &Config,
         now: Instant,
         requests_per_s: f64,
         memory_short: bool,
-        mut take_slot: impl FnMut() -> Option<u32>,
+        mut take_slot: impl FnMut() -> Option<Slot>,
     ) -> Orders {
         let mut state = self.state.lock();
         let mut orders = Orders::default();
@@ -234,24 +237,21 @@ impl Pool {
             };
             let id = state.next_id;
             state.next_id += 1;
-            state.creating.push(Creating { id, kind: kind.clone(), slot, since: now });
+            state.creating.push(Creating { id, kind: kind.clone(), since: now });
             orders.make.push((id, kind, slot));
         }
         orders
     }
 
-    /// A container was made, before it is put.
+    /// A container was made; it is put once its modules are loaded, where it is to have any.
     pub(super) fn made(&self, id: u64, now: Instant) {
         let mut state = self.state.lock();
-        if let Some(at) = state.creating.iter().position(|c| c.id == id) {
-            let made = state.creating.swap_remove(at);
-            state.last_start = now.saturating_duration_since(made.since);
+        if let Some(since) = state.creating.iter().find(|c| c.id == id).map(|c| c.since) {
+            state.last_start = now.saturating_duration_since(since);
         }
         state.last_made = Some(now);
         state.circuit.succeeded();
         state.last_error = None;
-        drop(state);
-        self.wake.notify_one();
     }
 
     /// A container could not be made. When that has happened too often, nobody goes on waiting.
@@ -269,8 +269,10 @@ impl Pool {
     }
 
     /// The set could not be loaded ahead: not again soon.
-    pub(super) fn bad_set(&self, set: Vec<ResolvedModule>, now: Instant) {
+    pub(super) fn bad_set(&self, id: u64, set: Vec<ResolvedModule>, now: Instant) {
+        self.wake.notify_one();
         let mut state = self.state.lock();
+        state.creating.retain(|c| c.id != id);
         if state.bad_sets.len() >= BAD_SETS_MAX {
             state.bad_sets.remove(0);
         }
@@ -308,12 +310,6 @@ impl Pool {
             let _ = waiter.sender.send(Err(AcquireError::Draining));
         }
         ready
-    }
-
-    /// Slots that are the pool's.
-    pub(super) fn slots(&self) -> HashSet<u32> {
-        let state = self.state.lock();
-        state.creating.iter().map(|c| c.slot).chain(state.ready.iter().map(|p| p.parts.slot.number)).collect()
     }
 
     /// How many claims wait.

@@ -166,6 +166,11 @@ impl Slots {
         debug_assert!(fresh, "slot {} was given back twice", slot.number);
     }
 
+    /// Whether nobody has this number.
+    pub(super) fn is_free(&self, number: u32) -> bool {
+        self.free.lock().contains(&number)
+    }
+
     /// How many are free.
     pub(super) fn free(&self) -> usize {
         self.free.lock().len()
