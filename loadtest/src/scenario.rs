@@ -27,6 +27,8 @@ pub static BUILT_IN: &[(&str, &str)] = &[
     ("etcd-loss", include_str!("../scenarios/etcd-loss.toml")),
 ];
 
+mod load;
+
 /// Streams of one scenario, and load steps of one stream.
 pub const STREAMS_MAX: usize = 32;
 /// Steps of one stream.
@@ -131,22 +133,18 @@ pub struct StreamPlan {
 
 /// One step of a stream.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "load::Written")]
 pub struct LoadPlan {
     /// Its name in results, as a phase; steps without one are not listed.
-    #[serde(default)]
     pub name: Option<String>,
     /// How long it lasts; a replay knows that itself.
-    #[serde(default, rename = "for")]
     pub length: Option<Span>,
     /// What happens.
-    #[serde(flatten)]
     pub shape: ShapePlan,
 }
 
 /// What happens in a step.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "shape", rename_all = "lowercase", deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub enum ShapePlan {
     /// Nothing.
     Pause,
@@ -181,25 +179,16 @@ pub enum ShapePlan {
     /// What a trace says; from `--trace` where no file is named.
     Replay {
         /// The CSV file.
-        #[serde(default)]
         trace: Option<PathBuf>,
         /// The first minute that is replayed, from 0.
-        #[serde(default)]
         from_minute: usize,
         /// How many minutes; all by default.
-        #[serde(default)]
         minutes: Option<usize>,
         /// How many times faster than it happened.
-        #[serde(default = "one")]
         speed: f64,
         /// Which share of the invocations.
-        #[serde(default = "one")]
         scale: f64,
     },
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 /// A command, or a mark, at a moment of the load.
@@ -341,7 +330,7 @@ impl Scenario {
             if stream.load.is_empty() || stream.load.len() > STEPS_MAX {
                 bail!("stream {:?} has {} [[stream.load]], between 1 and {STEPS_MAX} are possible", stream.name, stream.load.len());
             }
-            stream.load.iter().try_for_each(|load| load.check().with_context(|| format!("in stream {:?}", stream.name)))?;
+    
         }
         if self.fault.len() > FAULTS_MAX {
             bail!("{} faults, at most {FAULTS_MAX} are possible", self.fault.len());
@@ -367,33 +356,6 @@ impl Scenario {
     pub fn length(&self) -> Span {
         let of_stream = |s: &StreamPlan| s.load.iter().filter_map(|l| l.length).map(|l| l.0).sum();
         Span(self.stream.iter().map(of_stream).max().unwrap_or_default())
-    }
-}
-
-impl LoadPlan {
-    fn check(&self) -> anyhow::Result<()> {
-        if let Some(name) = &self.name {
-            check_name(name)?;
-        }
-        let replay = matches!(self.shape, ShapePlan::Replay { .. });
-        if self.length.is_none_or(|l| l.nanos() == 0) && !replay {
-            bail!("a load needs a length: for = \"30s\"");
-        }
-        match &self.shape {
-            ShapePlan::Burst { size, every } if *size == 0 || every.nanos() == 0 => bail!("a burst needs a size and an interval"),
-            ShapePlan::Step { steps, .. } if *steps == 0 || *steps > 1_000 => bail!("steps must lie between 1 and 1000"),
-            ShapePlan::Replay { speed, scale, .. } if !(*speed > 0.0 && *scale > 0.0) => bail!("speed and scale must be above 0"),
-            _ => Ok(()),
-        }
-    }
-
-    /// Every rate that occurs.
-    pub fn rates_mut(&mut self) -> Vec<&mut Rate> {
-        match &mut self.shape {
-            ShapePlan::Constant { rate } => vec![rate],
-            ShapePlan::Ramp { from, to } | ShapePlan::Step { from, to, .. } => vec![from, to],
-            _ => Vec::new(),
-        }
     }
 }
 

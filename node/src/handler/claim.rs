@@ -82,9 +82,14 @@ impl Entries {
 }
 
 impl Entry {
-    /// Notes the container of an earlier process.
-    pub(super) fn adopt(&self, container: Arc<LiveContainer>) {
-        self.state.lock().current = Some(container);
+    /// Notes the container of an earlier process. False when there is one already.
+    pub(super) fn adopt(&self, container: Arc<LiveContainer>) -> bool {
+        let mut state = self.state.lock();
+        let first = state.current.is_none();
+        if first {
+            state.current = Some(container);
+        }
+        first
     }
 
     /// This container is not the entry's any more.
@@ -134,8 +139,8 @@ enum Step {
     Enter(Lease),
     /// Wait for the container to be claimed.
     Claim(watch::Receiver<Option<AcquireError>>),
-    /// Wait for a version to be loaded or forgotten.
-    Load(watch::Receiver<()>),
+    /// Wait for a version to be loaded or forgotten in this container.
+    Load(watch::Receiver<()>, Arc<LiveContainer>),
     /// Wait for the container to be frozen or thawed.
     Settle(Arc<LiveContainer>),
     /// Look again.
@@ -177,8 +182,12 @@ impl Shared {
                     }
                     cold.get_or_insert_default().claim_ms += began.elapsed().as_secs_f32() * 1_000.0;
                 }
-                Step::Load(mut load) => {
+                Step::Load(mut load, container) => {
                     while load.changed().await.is_ok() {}
+                    // Also when the container ended over it: another one would end over it as well.
+                    if let Some(error) = container.failure(&version.path.function, version.version) {
+                        return Err(error);
+                    }
                     cold.get_or_insert_default();
                 }
                 Step::Settle(container) => {
@@ -252,13 +261,14 @@ impl Shared {
         let is_live = versions.wants(&path.function, edition, version.version);
         let loaded = match versions.get(&key) {
             Some(VersionState::Loaded(loaded)) => Arc::clone(loaded),
-            Some(VersionState::Loading(end) | VersionState::Unloading(end)) => return Ok(Step::Load(end.clone())),
+            Some(VersionState::Loading(end) | VersionState::Unloading(end)) => return Ok(Step::Load(end.clone(), Arc::clone(container))),
             Some(VersionState::Failed(at, error)) if at.elapsed() < self.config.load_retry_after => return Err(error.clone()),
             _ => {
                 if versions.len() >= VERSIONS_MAX {
                     return Err(AcquireError::NoCapacity { detail: format!("the container has {VERSIONS_MAX} versions loaded") });
                 }
-                return Ok(Step::Load(self.begin_load(container, &mut versions, servable, version, false)));
+                let load = self.begin_load(container, &mut versions, servable, version, false);
+                return Ok(Step::Load(load, Arc::clone(container)));
             }
         };
         drop(versions);

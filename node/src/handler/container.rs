@@ -368,6 +368,14 @@ impl LiveContainer {
         }
     }
 
+    /// Why a version did not load, when that is the last word on it.
+    pub(super) fn failure(&self, function: &FunctionName, version: VersionNumber) -> Option<super::AcquireError> {
+        match self.versions.lock().get(&(function.clone(), version)) {
+            Some(VersionState::Failed(_, error)) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
     /// What bringing it back would take.
     pub(super) fn cost_ms(&self) -> f32 {
         self.versions.lock().loaded().map(|l| l.modules_ms + l.load_ms).sum()

@@ -106,6 +106,7 @@ struct Wire {
     closed: watch::Sender<Option<String>>,
     /// The code that the process is about to end with, [`i64::MIN`] while it said none.
     exit_code: AtomicI64,
+    stop: CancellationToken,
 }
 
 impl Control {
@@ -127,11 +128,18 @@ impl Control {
             owner: OnceLock::new(),
             closed: watch::channel(None).0,
             exit_code: AtomicI64::new(i64::MIN),
+            stop: stop.clone(),
         });
         let served = serve(Arc::clone(&wire), link, messages, dir, secret);
-        // Ends with its handles; the token is for those that nobody drops.
+        // Owned by its handles and by the token.
         tokio::spawn(async move { stop.run_until_cancelled_owned(served).await });
         Ok((Self { outgoing, wire }, greeting))
+    }
+
+    /// Closes the connection, whoever else has a handle on it.
+    pub(super) fn close(&self) {
+        self.wire.stop.cancel();
+        self.wire.pending.lock().clear();
     }
 
     /// Says whose container this is. Returns false when that was said before.

@@ -12,7 +12,7 @@ use hearth_store::ArtifactStore;
 use quick_cache::{Weighter, sync::Cache};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, OpenOptions, Permissions},
+    fs::{OpenOptions, Permissions},
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Component, Path},
@@ -139,6 +139,7 @@ pub(super) fn write(dir: &Path, files: &Files) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use hearth_store::directory::DirectoryStore;
 
     fn files(paths: &[&str]) -> Files {

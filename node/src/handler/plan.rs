@@ -128,7 +128,7 @@ impl View<'_> {
         }
         let plain = Kind::Plain(NodeVersion::default());
         let first = self.ready.iter().position(|k| **k == plain)?;
-        (self.ready.iter().filter(|k| **k == plain).count() > self.plain_target()).then_some(first)
+        (self.ready.iter().filter(|k| ***k == plain).count() > self.plain_target()).then_some(first)
     }
 }
 

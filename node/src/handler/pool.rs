@@ -320,7 +320,7 @@ impl Pool {
     pub(super) fn status(&self, config: &Config, now: Instant) -> PoolStatus {
         let state = self.state.lock();
         PoolStatus {
-            ready: state.ready.len(),
+            level: state.ready.len(),
             preloaded: state.ready.iter().filter(|p| matches!(p.kind, Kind::Preloaded(_))).count(),
             creating: state.creating.len(),
             target: state.demand.target(now, config),

@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub live: Mutex<HashMap<u64, Arc<LiveContainer>>>,
     /// Slots whose container or files could not be taken away yet.
     pub dirty: Mutex<Vec<Doomed>>,
+    /// Slots whose container or files are being taken away, or wait for that.
+    pub removing: AtomicUsize,
     /// Containers that are taken away at once.
     removals: Semaphore,
     pub waiting_requests: AtomicUsize,
@@ -114,6 +116,7 @@ impl Shared {
             entries: Entries::default(),
             live: Mutex::default(),
             dirty: Mutex::default(),
+            removing: AtomicUsize::new(0),
             removals: Semaphore::new(REMOVALS_AT_ONCE),
             waiting_requests: AtomicUsize::new(0),
             memory_bytes: AtomicU64::new(0),
@@ -205,7 +208,7 @@ impl Shared {
         patience: Duration,
     ) -> io::Result<(Arc<SocketDir>, Control, super::control::Greeting)> {
         let sockets = Arc::new(SocketDir::open(&slot.run())?);
-        let (control, greeting) = Control::connect(Arc::clone(&sockets), secret, patience, self.stop.clone()).await?;
+        let (control, greeting) = Control::connect(Arc::clone(&sockets), secret, patience, self.stop.child_token()).await?;
         Ok((sockets, control, greeting))
     }
 
@@ -244,6 +247,7 @@ impl Shared {
 
     /// Takes a container and its slot away, now or as soon as that works. The slot is free only then.
     pub(super) fn doom(&self, sandbox_id: Option<SandboxId>, slot: Slot) {
+        self.removing.fetch_add(1, Relaxed);
         // As many as there are slots.
         self.dirty.lock().push(Doomed { sandbox_id, slot, tries: 0, not_before: Instant::now() });
         self.pool.wake.notify_one();
@@ -269,6 +273,7 @@ impl Shared {
         match self.try_take_away(&doomed).await {
             Ok(()) => {
                 self.slots.give_back(&slot);
+                self.removing.fetch_sub(1, Relaxed);
                 self.pool.wake.notify_one();
             }
             Err(error) => {

@@ -116,7 +116,7 @@ pub struct HandlerStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PoolStatus {
     /// Containers that wait.
-    pub ready: usize,
+    pub level: usize,
     /// Of those, the ones with modules loaded ahead.
     pub preloaded: usize,
     /// Containers that are being made.

@@ -128,7 +128,7 @@ fn check_syntax(name: &str, text: &str, package_type: Option<&str>) -> Result<()
 fn parse(text: &str, kind: SourceType) -> Result<(), String> {
     let allocator = Allocator::default();
     // A webtask may `return` its function at the top level.
-    let options = ParseOptions { allow_return_outside_function: kind.is_commonjs() || kind.is_script(), ..ParseOptions::default() };
+    let options = ParseOptions { allow_return_outside_function: !kind.is_module(), ..ParseOptions::default() };
     let parsed = Parser::new(&allocator, text, kind).with_options(options).parse();
     let Some(error) = parsed.errors.first() else { return if parsed.panicked { Err("it cannot be read".into()) } else { Ok(()) } };
     let at = error.labels.as_ref().and_then(|l| l.first()).map(|l| l.offset());

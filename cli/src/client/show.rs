@@ -1,0 +1,188 @@
+//! What people see: tables, lines of output, the state of a node.
+
+use super::http::Client;
+use anyhow::Result;
+use futures_util::StreamExt;
+use hearth_model::ContainerPath;
+use serde_json::Value;
+use std::{
+    io::Write,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+pub fn json(value: &Value) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
+}
+
+/// One line for people, the whole value for programs.
+pub fn done(value: &Value, as_json: bool, line: &str) -> Result<()> {
+    if as_json { json(value) } else { Ok(writeln!(std::io::stdout(), "{line}")?) }
+}
+
+/// A table of some of the items' fields; a column that nobody has is left out.
+pub fn table(items: &[Value], as_json: bool, columns: &[&str]) -> Result<()> {
+    if as_json {
+        return json(&Value::Array(items.to_vec()));
+    }
+    let columns: Vec<&str> = columns.iter().copied().filter(|c| items.iter().any(|i| !find(i, c).is_null())).collect();
+    let rows: Vec<Vec<String>> = items.iter().map(|item| columns.iter().map(|c| cell(c, find(item, c))).collect()).collect();
+    let width = |at: usize| rows.iter().map(|r| r[at].chars().count()).chain([columns[at].len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut out = std::io::stdout().lock();
+    let line = |cells: Vec<String>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    if items.is_empty() {
+        eprintln!("(none)");
+        return Ok(());
+    }
+    writeln!(out, "{}", line(columns.iter().map(|c| c.to_uppercase()).collect()))?;
+    for row in rows {
+        writeln!(out, "{}", line(row))?;
+    }
+    Ok(())
+}
+
+fn find<'a>(item: &'a Value, column: &str) -> &'a Value {
+    match &item[column] {
+        Value::Null => &item["artifact"][column],
+        value => value,
+    }
+}
+
+fn cell(column: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::Number(n) if column.ends_with("_at") => time(n.as_u64().unwrap_or(0)),
+        Value::Number(n) if column.ends_with("_bytes") => bytes(n.as_u64().unwrap_or(0)),
+        Value::String(text) => text.chars().take(100).collect::<String>().replace('\n', " "),
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    bytesize::ByteSize::b(n).to_string()
+}
+
+/// How long ago.
+fn time(at_ms: u64) -> String {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let ago_s = now_ms.saturating_sub(at_ms) / 1_000;
+    match ago_s {
+        0..60 => format!("{ago_s} s ago"),
+        60..3_600 => format!("{} min ago", ago_s / 60),
+        3_600..86_400 => format!("{} h ago", ago_s / 3_600),
+        _ => format!("{} d ago", ago_s / 86_400),
+    }
+}
+
+/// A container's output. When the connection ends while following, it is opened again.
+pub async fn logs(client: &Client, path: &ContainerPath, follow: bool, as_json: bool) -> Result<()> {
+    let url = format!("/v1/tenants/{}/containers/{}/logs?follow={follow}", path.tenant, path.container);
+    let mut last_at = 0;
+    loop {
+        let response = client.perform(client.request(reqwest::Method::GET, &url)).await?;
+        if response.status().as_u16() >= 400 {
+            return client.value(response).await.map(|_| ());
+        }
+        let mut chunks = response.bytes_stream();
+        let mut rest = String::new();
+        while let Some(Ok(chunk)) = chunks.next().await {
+            rest.push_str(&String::from_utf8_lossy(&chunk));
+            while let Some(end) = rest.find("\n\n") {
+                let event: String = rest.drain(..end + 2).collect();
+                print_event(&event, as_json, &mut last_at)?;
+            }
+        }
+        if !follow {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn print_event(event: &str, as_json: bool, last_at: &mut u64) -> Result<()> {
+    let field = |name: &str| event.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+    let Some(data) = field("data:") else { return Ok(()) };
+    let mut out = std::io::stdout().lock();
+    if field("event:") == Some("dropped") {
+        eprintln!("({data} lines were lost)");
+        return Ok(());
+    }
+    let line: Value = serde_json::from_str(data).unwrap_or_default();
+    let at = line["at"].as_u64().unwrap_or(0);
+    // After a reconnection the kept lines come again.
+    if at < *last_at {
+        return Ok(());
+    }
+    *last_at = at;
+    if as_json {
+        writeln!(out, "{line}")?;
+    } else {
+        let text = |name: &str| line[name].as_str().unwrap_or("-");
+        let version = line["version"].as_u64().map(|v| format!("@{v}")).unwrap_or_default();
+        writeln!(out, "{:>9} {:<5} {}{version} {}", time(at), text("level"), text("function"), text("line"))?;
+    }
+    Ok(out.flush()?)
+}
+
+/// What a node says of itself, on one screen.
+pub fn status(value: &Value, as_json: bool) -> Result<()> {
+    if as_json {
+        return json(value);
+    }
+    let mut out = std::io::stdout().lock();
+    let n = |pointer: &str| value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+    let b = |pointer: &str| bytes(value.pointer(pointer).and_then(Value::as_u64).unwrap_or(0));
+    writeln!(out, "hearth {}, up {} s, {}", n("/version"), n("/uptime_s"), n("/engine"))?;
+    writeln!(
+        out,
+        "pool        {} of {} ({} preloaded, {} being made); {} made, {} failed",
+        n("/handler/pool/level"),
+        n("/handler/pool/target"),
+        n("/handler/pool/preloaded"),
+        n("/handler/pool/creating"),
+        n("/handler/pool/refills"),
+        n("/handler/pool/refill_failures")
+    )?;
+    writeln!(
+        out,
+        "containers  {} running, {} frozen, {} of memory; claims {} from the pool, {} made on demand; {} adopted; {} requests wait",
+        n("/handler/containers/running"),
+        n("/handler/containers/frozen"),
+        b("/handler/memory_bytes"),
+        n("/handler/claims/pooled"),
+        n("/handler/claims/created"),
+        n("/handler/adopted"),
+        n("/handler/waiting")
+    )?;
+    writeln!(
+        out,
+        "ended       {} idle, {} for memory, {} crashed, {} out of memory, {} stuck, {} retired",
+        n("/handler/ended/idle"),
+        n("/handler/ended/memory"),
+        n("/handler/ended/crashed"),
+        n("/handler/ended/out_of_memory"),
+        n("/handler/ended/stuck"),
+        n("/handler/ended/retired")
+    )?;
+    writeln!(
+        out,
+        "modules     {} artifacts, {} of {}; {} mounts ({}); {} fetched, {} refused, {} evicted",
+        n("/modules/artifacts"),
+        b("/modules/bytes"),
+        b("/modules/bytes_max"),
+        n("/modules/mounts"),
+        n("/modules/mode"),
+        n("/modules/fetches"),
+        n("/modules/refused"),
+        n("/modules/evictions")
+    )?;
+    for warning in value["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        writeln!(out, "warning     {warning}")?;
+    }
+    drop(out);
+    table(value.pointer("/handler/list").and_then(Value::as_array).map_or(&[], Vec::as_slice), false, &["path", "slot", "state", "in_flight", "idle_ms", "loaded"])
+}

@@ -1,0 +1,182 @@
+//! The composition root: one function builds every role out of its parts; only the configuration differs.
+
+use crate::{
+    config::{Config, Role, Settings},
+    runtime_files,
+};
+use anyhow::{Context, Result, bail};
+use hearth_builder::Builder;
+use hearth_node::{Node, manage};
+use hearth_registry::Registry;
+use hearth_sandbox::{Purpose, Sandbox, docker::DockerSandbox, image};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs the role until it is told to leave.
+pub async fn run(config: Config) -> Result<()> {
+    let settings = config.settings;
+    raise_descriptor_limit();
+    let data_dir = prepare_data_dir(&settings.data_dir)?;
+    let _lock = lock(&data_dir)?;
+    let runtime_dir = runtime_files::write(&data_dir)?;
+
+    let docker = Arc::new(connect_docker(&settings, &data_dir).await?);
+    let description = docker.describe().await.context("asking Docker what it is")?;
+    for warning in &description.warnings {
+        tracing::warn!("{warning}");
+    }
+    let stores = hearth_store::open(&settings.store.clone().unwrap_or_else(|| hearth_store::Config::embedded(&data_dir))).await?;
+    let registry = Arc::new(Registry::new(settings.registry.clone())?);
+    let sandbox: Arc<dyn Sandbox> = Arc::clone(&docker) as _;
+
+    let token_file = data_dir.join("admin.token");
+    if config.role == Role::Up {
+        manage::bootstrap_admin_token(&*stores.functions, &token_file).await?;
+    }
+    let node = match config.role {
+        Role::Builder => None,
+        Role::Up | Role::Node => {
+            let deps = hearth_node::Deps {
+                stores: stores.clone(),
+                sandbox: Arc::clone(&sandbox),
+                description,
+                registry: Arc::clone(&registry),
+                data_dir: data_dir.clone(),
+                runtime_dir: runtime_dir.clone(),
+                build_image: image::digest(Purpose::Build),
+            };
+            Some(Node::start(settings.node.clone(), deps).await?)
+        }
+    };
+    let builder = match config.role {
+        Role::Node => None,
+        Role::Up | Role::Builder => {
+            let catalog = node.as_ref().map(|n| Arc::clone(n.catalog()));
+            let deps = hearth_builder::Deps {
+                functions: Arc::clone(&stores.functions),
+                artifacts: Arc::clone(&stores.artifacts),
+                queue: Arc::clone(&stores.queue),
+                sandbox,
+                registry,
+                data_dir: data_dir.clone(),
+                code_cache_dir: runtime_dir,
+                on_settled: Arc::new(move |path| {
+                    if let Some(catalog) = &catalog {
+                        catalog.invalidate(path);
+                    }
+                }),
+            };
+            Some(Builder::start(settings.builder.clone(), deps).context("starting the builder")?)
+        }
+    };
+    if let Some(node) = &node {
+        announce(node, config.announce.as_deref(), &token_file, config.role)?;
+    }
+
+    wait_for_signal().await?;
+    tracing::info!("leaving; a second signal ends this at once");
+    let leave = async {
+        if let Some(builder) = builder {
+            builder.shutdown().await;
+        }
+        if let Some(node) = node {
+            node.shutdown(settings.grace, !config.destroy_containers).await;
+        }
+        if let Err(error) = docker.close().await {
+            tracing::warn!(%error, "the packet filter could not be removed");
+        }
+    };
+    tokio::select! {
+        () = leave => Ok(()),
+        again = wait_for_signal() => { again?; bail!("ended by a second signal; containers of this node stay until it starts again") }
+    }
+}
+
+fn prepare_data_dir(dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(dir).with_context(|| format!("data_dir {}: cannot be made", dir.display()))?;
+    // Containers' users pass through it to the directories that are mounted; they must not list it.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).with_context(|| format!("data_dir {}: is not ours", dir.display()))?;
+    Ok(dir.canonicalize()?)
+}
+
+/// One process on a data directory at a time; the lock goes with the process, however it ends.
+fn lock(data_dir: &Path) -> Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| path.display().to_string())?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another hearth runs on {}; end it, or give this one another --data-dir", data_dir.display());
+    }
+    Ok(file)
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Each connection and each container takes some; staying low is no reason not to start.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+async fn connect_docker(settings: &Settings, data_dir: &Path) -> Result<DockerSandbox> {
+    let mut config = settings.docker.clone();
+    if config.instance == hearth_sandbox::docker::Config::default().instance {
+        config.instance = instance_name(data_dir)?;
+    }
+    let docker = DockerSandbox::connect(config)
+        .await
+        .context("Docker cannot be used; is it installed and running? `make up` sees to both, `docker.socket` says where it listens")?;
+    for purpose in [Purpose::Runtime, Purpose::Build] {
+        docker.ensure_image(&image::default_cache_dir(), purpose, &|line| tracing::info!("image: {line}")).await?;
+    }
+    Ok(docker)
+}
+
+/// Names this node's containers: random, and kept, so that a restart finds its own.
+fn instance_name(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join("instance");
+    if let Ok(name) = fs::read_to_string(&path) {
+        return Ok(name.trim().to_owned());
+    }
+    let mut bytes = [0_u8; 4];
+    use std::io::Read;
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let name = format!("n{}", hex::encode(bytes));
+    fs::write(&path, &name)?;
+    Ok(name)
+}
+
+fn announce(node: &Node, file: Option<&Path>, token_file: &Path, role: Role) -> Result<()> {
+    let (addr, ops) = (node.addr(), node.ops_addr());
+    if let Some(file) = file {
+        let text = serde_json::json!({ "url": format!("http://{addr}"), "ops_url": format!("http://{ops}"), "token_file": token_file });
+        let aside = file.with_extension("new");
+        fs::write(&aside, text.to_string())?;
+        fs::rename(aside, file)?;
+    }
+    eprintln!("hearth serves at   http://{addr}");
+    eprintln!("metrics and health http://{ops}/metrics");
+    if role == Role::Up {
+        eprintln!("admin token        {}", token_file.display());
+        eprintln!("\nA first function:\n");
+        eprintln!("  echo 'module.exports = (context, cb) => cb(null, {{ hello: context.query.name }});' > hello.js");
+        eprintln!("  HEARTH_URL=http://{addr} HEARTH_TOKEN=$(cat {}) hearth deploy acme/main/hello hello.js", token_file.display());
+        eprintln!("  curl 'http://{addr}/run/acme/main/hello?name=world'\n");
+    }
+    Ok(())
+}
+
+async fn wait_for_signal() -> Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    // A repeat within this moment is the same wish (a terminal and make both pass it on).
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! One configuration: defaults, then the file, then the environment (`HEARTH_SECTION__KEY`), then flags. Unknown keys are refused, and
+//! what contradicts itself is refused before anything is touched.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use figment::{
+    Figment,
+    providers::{Env, Format, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Flags of the roles; each is also a key of the configuration.
+#[derive(Args, Debug, Default)]
+pub struct Flags {
+    /// Configuration file (TOML).
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where functions and the management API are served.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long)]
+    ops_listen: Option<SocketAddr>,
+    /// Where this process keeps its files.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Containers that wait, claimed by nobody.
+    #[arg(long)]
+    pool_size: Option<usize>,
+    /// Destroy containers at the end instead of leaving them for the next process.
+    #[arg(long, env = "HEARTH_DESTROY_CONTAINERS")]
+    destroy_containers: bool,
+    /// Write the addresses, once they serve, as JSON to this file.
+    #[arg(long)]
+    announce: Option<PathBuf>,
+}
+
+/// Which parts run in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// All of them.
+    Up,
+    /// Proxy, management API, containers.
+    Node,
+    /// npm modules.
+    Builder,
+}
+
+/// The file and the environment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where this process keeps its files.
+    pub data_dir: PathBuf,
+    /// How long requests may go on when this process leaves.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Durable state; where absent, embedded below the data directory.
+    #[serde(default)]
+    pub store: Option<hearth_store::Config>,
+    /// Containers.
+    #[serde(default)]
+    pub docker: hearth_sandbox::docker::Config,
+    /// The npm registry.
+    #[serde(default)]
+    pub registry: hearth_registry::Config,
+    /// The node.
+    #[serde(default)]
+    pub node: hearth_node::Config,
+    /// The builder.
+    #[serde(default)]
+    pub builder: hearth_builder::Config,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from(".hearth"),
+            grace: Duration::from_secs(30),
+            store: None,
+            docker: Default::default(),
+            registry: Default::default(),
+            node: Default::default(),
+            builder: Default::default(),
+        }
+    }
+}
+
+/// What a process runs with.
+pub struct Config {
+    /// Which parts.
+    pub role: Role,
+    /// The settings, merged and checked.
+    pub settings: Settings,
+    /// Leave nothing behind at the end.
+    pub destroy_containers: bool,
+    /// Where to say that it serves.
+    pub announce: Option<PathBuf>,
+}
+
+/// Environment variables of ours that are no keys of the configuration.
+const NOT_KEYS: [&str; 6] = ["log", "log_format", "url", "token", "destroy_containers", "image_cache"];
+
+/// Merges and checks.
+pub fn load(flags: Flags, role: Role) -> Result<Config> {
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    if let Some(file) = &flags.config {
+        if !file.exists() {
+            bail!("--config {}: there is no such file", file.display());
+        }
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    let environment = Env::prefixed("HEARTH_").ignore(&NOT_KEYS).split("__");
+    let mut settings: Settings = figment.merge(environment).extract().context("the configuration is not valid")?;
+    if let Some(listen) = flags.listen {
+        settings.node.listen = listen;
+    }
+    if let Some(listen) = flags.ops_listen {
+        settings.node.ops_listen = listen;
+    }
+    if let Some(dir) = flags.data_dir {
+        settings.data_dir = dir;
+    }
+    if let Some(size) = flags.pool_size {
+        settings.node.handler.pool_size = size;
+    }
+    check(&settings)?;
+    Ok(Config { role, settings, destroy_containers: flags.destroy_containers, announce: flags.announce })
+}
+
+fn check(settings: &Settings) -> Result<()> {
+    let handler = &settings.node.handler;
+    if settings.node.listen == settings.node.ops_listen && settings.node.listen.port() != 0 {
+        bail!("node.listen and node.ops_listen are both {}: metrics must not be where clients are", settings.node.listen);
+    }
+    if handler.pool_size as u64 >= u64::from(handler.containers_max) {
+        bail!("node.handler.pool_size ({}) leaves no room below containers_max ({})", handler.pool_size, handler.containers_max);
+    }
+    if handler.freeze_after > handler.destroy_after {
+        bail!("node.handler.freeze_after is longer than destroy_after: containers would be destroyed before they are frozen");
+    }
+    settings.docker.validate().context("section docker")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_contradictions_are_not() {
+        check(&Settings::default()).unwrap();
+        let mut settings = Settings::default();
+        settings.node.ops_listen = settings.node.listen;
+        assert!(check(&settings).unwrap_err().to_string().contains("ops_listen"));
+        let mut settings = Settings::default();
+        settings.node.handler.pool_size = 5_000;
+        assert!(check(&settings).is_err());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let parsed: Result<Settings, _> =
+            Figment::from(Serialized::defaults(Settings::default())).merge(Toml::string("[node]\nlissen = 1")).extract();
+        assert!(parsed.unwrap_err().to_string().contains("lissen"));
+    }
+}
