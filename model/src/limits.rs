@@ -58,3 +58,5 @@ pub const VERSIONS_KEPT_MAX: usize = 100;
 pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 /// One message of the control protocol.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// How long a build that will not work by itself is told to be so at once; afterwards somebody's asking tries it again.
+pub const BUILD_FAILURE_KEPT_S: u64 = 600;

@@ -43,6 +43,8 @@ pub(crate) struct Manifest {
 pub(crate) struct Dist {
     #[serde(default)]
     pub integrity: Option<String>,
+    #[serde(default)]
+    pub tarball: Option<String>,
 }
 
 /// Some old descriptions hold other things than objects of texts.

@@ -1,1 +1,32 @@
-//! x
+//! The harness of the whole-system tests: starts the real `hearth` on real Docker with a data directory and a label of its own, speaks to
+//! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
+
+mod docker;
+mod hearth;
+mod http;
+mod socket_gate;
+
+pub use docker::{Container, Docker};
+pub use hearth::{Hearth, Options};
+pub use http::{Answer, RawConnection};
+pub use socket_gate::SocketGate;
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+/// How long a test waits for a condition before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `look` gives a value, and fails with `what` when it takes longer than [`PATIENCE`].
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = look().await {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -173,8 +173,6 @@ pub struct LiveContainer {
     pub(super) changed: Notify,
     pub(super) versions: Mutex<Versions>,
     exit: watch::Sender<Option<Exit>>,
-    /// Why the node ends it, where it does.
-    pub(super) end_reason: Mutex<Option<EndReason>>,
     epoch: Instant,
     last_used_ms: AtomicU64,
     pub(super) claimed_at: Instant,
@@ -262,7 +260,6 @@ impl LiveContainer {
             changed: Notify::new(),
             versions: Mutex::default(),
             exit: watch::channel(None).0,
-            end_reason: Mutex::new(None),
             epoch,
             last_used_ms: AtomicU64::new(millis(now - epoch)),
             claimed_at: now,

@@ -16,6 +16,7 @@ use hearth_model::{
     FunctionVersion,
     protocol::{ToRuntime, paths},
 };
+use hearth_sandbox::Exit;
 use hearth_store::Servable;
 use std::{
     collections::BTreeMap,
@@ -185,17 +186,27 @@ impl Shared {
         secrets: BTreeMap<String, String>,
     ) -> Result<(), AcquireError> {
         let patience = self.config.load_timeout;
-        let asked = container.control.ask(patience, |id| ToRuntime::Load {
-            id,
-            function: version.path.function.clone(),
-            version: version.version,
-            dir: format!("{}/{}", paths::SLOT, dir.display()),
-            main: version.main.clone(),
-            model: version.model,
-            env: version.env.clone(),
-            secrets,
-        });
-        match asked.await {
+        let ask = || {
+            container.control.ask(patience, |id| ToRuntime::Load {
+                id,
+                function: version.path.function.clone(),
+                version: version.version,
+                dir: format!("{}/{}", paths::SLOT, dir.display()),
+                main: version.main.clone(),
+                model: version.model,
+                env: version.env.clone(),
+                secrets: secrets.clone(),
+            })
+        };
+        let mut answer = ask().await;
+        if answer == Err(ControlError::Broken) {
+            if let Ok(exit) = timeout(EXIT_NEWS_TIMEOUT, container.exited()).await {
+                return Err(ended(exit));
+            }
+            // It lives, and its connection has been opened again: what is loaded already is not loaded twice.
+            answer = ask().await;
+        }
+        match answer {
             Ok(Answer::Loaded { error: None, .. }) => Ok(()),
             Ok(Answer::Loaded { error: Some(message), .. }) => Err(AcquireError::Load { message: shortened(message) }),
             Ok(_) => Err(AcquireError::Load { message: "the runtime answered something else".into() }),
@@ -207,16 +218,9 @@ impl Shared {
                 Err(AcquireError::Load { message: format!("env and secrets are too large together: {bytes} bytes") })
             }
             Err(ControlError::Busy) => Err(AcquireError::NoCapacity { detail: "too many versions of the container load at once".into() }),
-            Err(ControlError::Broken) => match timeout(EXIT_NEWS_TIMEOUT, container.exited()).await {
-                Ok(exit) if exit.out_of_memory => {
-                    Err(AcquireError::Crashed { detail: "the function ran out of memory while it was loaded".into(), out_of_memory: true })
-                }
-                Ok(exit) => {
-                    let code = exit.code.map_or_else(|| "without a code".into(), |code| format!("with code {code}"));
-                    Err(AcquireError::Crashed { detail: format!("the function's process ended {code} while it was loaded"), out_of_memory: false })
-                }
-                Err(_) => Err(AcquireError::NoCapacity { detail: "the connection to the container broke while the function was loaded".into() }),
-            },
+            Err(ControlError::Broken) => {
+                Err(AcquireError::NoCapacity { detail: "the connection to the container broke while the function was loaded".into() })
+            }
         }
     }
 
@@ -245,6 +249,16 @@ impl Shared {
         container.versions.lock().remove(&(loaded.function.clone(), loaded.version));
         self.note_state(container);
     }
+}
+
+/// The container ended over it.
+fn ended(exit: Exit) -> AcquireError {
+    let detail = match exit {
+        Exit { out_of_memory: true, .. } => "the function ran out of memory while it was loaded".into(),
+        Exit { code: Some(code), .. } => format!("the function's process ended with code {code} while it was loaded"),
+        Exit { code: None, .. } => "the function's process ended while it was loaded".into(),
+    };
+    AcquireError::Crashed { detail, out_of_memory: exit.out_of_memory }
 }
 
 /// An empty directory; what an unfinished load left there is removed.

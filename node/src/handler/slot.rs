@@ -145,11 +145,6 @@ impl Slots {
         Self { dir, free: Mutex::new((0..count).collect()) }
     }
 
-    /// Where slots are.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// A slot that nobody has; none when all are taken.
     pub(super) fn take(&self) -> Option<Slot> {
         self.free.lock().pop_first().map(|n| self.slot(n))

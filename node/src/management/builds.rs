@@ -15,6 +15,8 @@ use std::{
 /// How often a waiting call looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+const FAILURE_KEPT: Duration = Duration::from_secs(hearth_model::limits::BUILD_FAILURE_KEPT_S);
+
 fn now() -> Timestamp {
     SystemTime::now().into()
 }
@@ -45,10 +47,15 @@ impl Api {
             match self.deps.functions.get_module(&module.build).await?.map(|r| r.state) {
                 Some(BuildState::Ready { .. }) => {}
                 Some(BuildState::Queued | BuildState::Building { .. }) => ready = false,
+                // Given up long enough ago: whoever asks starts it anew.
+                Some(BuildState::Failed { retry_at: None, failed_at, .. }) if now().since(failed_at) >= FAILURE_KEPT => {
+                    ready = false;
+                    self.request_again(module).await?;
+                }
                 Some(BuildState::Failed { reason, retry_at, .. }) => {
                     let when = match retry_at {
                         Some(at) => format!("; it is tried again in {} s", at.since(now()).as_secs()),
-                        None => "; it was tried several times and given up".to_owned(),
+                        None => "; it is not tried again by itself, but by a deployment ten minutes later".to_owned(),
                     };
                     return Err(ApiError::invalid(field(), format!("{} could not be built: {reason}{when}", module.spec)));
                 }
@@ -79,6 +86,18 @@ impl Api {
         // a queued record without a job.
         if self.deps.functions.put_module(record, None).await? {
             let job = BuildJob { key: module.build.clone(), spec: module.spec.clone(), node, scripts };
+            self.deps.queue.send(&job, Duration::ZERO).await?;
+        }
+        Ok(())
+    }
+
+    async fn request_again(&self, module: &ResolvedModule) -> Result<(), ApiError> {
+        let functions = &self.deps.functions;
+        let Some(found) = functions.get_module(&module.build).await? else { return Ok(()) };
+        let mut queued = found.clone();
+        (queued.state, queued.attempts) = (BuildState::Queued, 0);
+        if functions.put_module(queued, Some(&found)).await? {
+            let job = BuildJob { key: found.key, spec: found.spec, node: found.node, scripts: found.scripts };
             self.deps.queue.send(&job, Duration::ZERO).await?;
         }
         Ok(())

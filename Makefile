@@ -1,0 +1,53 @@
+# The same few verbs for people and for CI. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+HEARTH := $(TARGET)/release/hearth
+DATA_DIR ?= .hearth
+
+.PHONY: help up down image test test-modules check fmt bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: ## Install what is missing, build, start; DETACH=1 in the background, ARGS='--listen ...' for flags of `hearth up`
+	@scripts/setup.sh up
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli
+	@$(HEARTH) image >/dev/null
+	@exec scripts/up.sh $(HEARTH) --data-dir $(DATA_DIR) $(ARGS)
+
+down: ## Stop what `make up DETACH=1` has started
+	@scripts/down.sh $(DATA_DIR)
+
+image: ## Make the container images, or say that they are there
+	@scripts/setup.sh up
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli
+	@$(HEARTH) image
+
+test: ## Run every test, with real Docker; installs what they need
+	@scripts/test.sh
+
+test-modules: ## Build many real npm modules and call functions that use them (long, needs the npm registry)
+	@scripts/test.sh modules
+
+check: ## Format, lints, and the rules of this repository
+	@scripts/setup.sh up
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- --deny warnings
+	cargo test --workspace --locked --quiet --test tidy
+
+fmt: ## Format everything
+	cargo fmt --all
+
+bench: ## Measure what the README promises
+	@scripts/setup.sh bench
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli --package hearth-tests --bins
+	@$(HEARTH) image >/dev/null
+	@$(TARGET)/release/bench $(ARGS)
+
+clean: ## Remove what was built; data directories stay
+	cargo clean

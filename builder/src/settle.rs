@@ -1,0 +1,121 @@
+//! Versions that wait for a build: they go live when all their modules are ready, and fail when one of them cannot be built. A sweep
+//! mends what a process that ended half-way left open.
+
+use crate::Builder;
+use hearth_model::{BuildState, FunctionPath, ModuleRecord, Timestamp, VersionNumber, VersionStatus};
+use hearth_store::BuildJob;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How often what was left open is looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(20);
+/// A queued record without a job is taken for lost after so long.
+const LOST_AFTER: Duration = Duration::from_secs(60);
+/// Versions settled at a time.
+const VERSIONS_AT_ONCE: usize = 200;
+
+pub(crate) fn now() -> Timestamp {
+    SystemTime::now().into()
+}
+
+impl Builder {
+    /// Settles the versions that wait for this build, as far as their other modules allow.
+    pub(crate) async fn settle_waiting(&self, record: &ModuleRecord) {
+        loop {
+            let waiting = match self.deps.functions.waiting_for(&record.key, VERSIONS_AT_ONCE).await {
+                Ok(waiting) => waiting,
+                Err(error) => {
+                    tracing::warn!(module = %record.spec, %error, "versions that wait cannot be read; the sweep will settle them");
+                    return;
+                }
+            };
+            let mut settled = 0;
+            for (path, version) in &waiting {
+                match self.settle_version(path, *version).await {
+                    Ok(true) => settled += 1,
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(function = %path, %error, "a version could not be settled; the sweep will try again"),
+                }
+            }
+            // Those that are left wait for another module as well.
+            if settled == 0 || waiting.len() < VERSIONS_AT_ONCE {
+                return;
+            }
+        }
+    }
+
+    async fn settle_version(&self, path: &FunctionPath, number: VersionNumber) -> Result<bool, hearth_store::StoreError> {
+        let functions = &self.deps.functions;
+        let Some(version) = functions.get_version(path, number).await? else { return Ok(false) };
+        for module in &version.modules {
+            match functions.get_module(&module.build).await?.map(|r| r.state) {
+                Some(BuildState::Ready { .. }) => {}
+                // One that is still tried again may become ready.
+                Some(BuildState::Failed { reason, retry_at: None, .. }) => {
+                    let reason = format!("{} could not be built: {reason}", module.spec);
+                    functions.settle_version(path, number, VersionStatus::Failed { reason }).await?;
+                    return Ok(true);
+                }
+                _ => return Ok(false),
+            }
+        }
+        functions.settle_version(path, number, VersionStatus::Ready).await?;
+        (self.deps.on_settled)(path);
+        Ok(true)
+    }
+
+    async fn sweep_once(&self) -> Result<(), String> {
+        let functions = &self.deps.functions;
+        for job in self.deps.queue.take_dead(100).await.map_err(|e| e.to_string())? {
+            // Its workers ended every time: whatever it does, it shall not go on doing it.
+            let Some(found) = functions.get_module(&job.key).await.map_err(|e| e.to_string())? else { continue };
+            if matches!(found.state, BuildState::Ready { .. }) {
+                continue;
+            }
+            let mut failed = found.clone();
+            failed.epoch += 1;
+            let reason = "the build ended its worker several times".to_owned();
+            failed.state = BuildState::Failed { reason, failed_at: now(), retry_at: None };
+            if functions.put_module(failed.clone(), Some(&found)).await.map_err(|e| e.to_string())? {
+                self.settle_waiting(&failed).await;
+            }
+        }
+        let mut cursor: Option<String> = None;
+        loop {
+            let page = functions.list_modules(cursor.as_deref(), 500).await.map_err(|e| e.to_string())?;
+            for record in page.items {
+                match &record.state {
+                    BuildState::Queued if now().since(record.created_at) > LOST_AFTER && self.queue_is_empty().await => {
+                        let job = BuildJob { key: record.key.clone(), spec: record.spec.clone(), node: record.node, scripts: record.scripts };
+                        tracing::warn!(module = %record.spec, "a queued build had no job; sending one");
+                        self.deps.queue.send(&job, Duration::ZERO).await.map_err(|e| e.to_string())?;
+                    }
+                    BuildState::Ready { .. } | BuildState::Failed { retry_at: None, .. } => self.settle_waiting(&record).await,
+                    BuildState::Queued | BuildState::Building { .. } | BuildState::Failed { .. } => {}
+                }
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn queue_is_empty(&self) -> bool {
+        self.deps.queue.depth().await.is_ok_and(|depth| depth == 0)
+    }
+}
+
+pub(crate) async fn sweep(builder: Arc<Builder>) {
+    loop {
+        tokio::select! {
+            () = builder.leaving.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        if let Err(detail) = builder.sweep_once().await {
+            tracing::warn!(detail, "looking for builds left open failed; trying again later");
+        }
+    }
+}

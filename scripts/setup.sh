@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Installs what is missing for one purpose, and says what it does. Instant when nothing is missing.
+#
+#   setup.sh up       what building and running need
+#   setup.sh test     that, and what the tests need
+#   setup.sh bench    that, and what the references of the bench need
+#   setup.sh aws      a stand-in for the AWS services
+#   setup.sh etcd     etcd
+#
+# Packages are installed with apt on Debian and its kin, as root. Elsewhere it names what is missing and ends with 1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { echo "setup: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# What is looked for (a program, or @ and a file), the Debian package that has it, and what it is for.
+UP=(
+  'cc|gcc libc6-dev|links programs, compiles SQLite and zstd'
+  'mold|mold|links several times faster than ld'
+  'dockerd|docker.io|runs the containers'
+  'docker|docker-cli|speaks to Docker from the command line'
+  'nft|nftables|keeps containers away from private networks'
+  'npm|npm|fetches Node.js for the container image, knows the registry'
+  'mmdebstrap|mmdebstrap|assembles the container image from Debian packages'
+  'openssl|openssl|checks what goes into the container image'
+  '@/etc/ssl/certs/ca-certificates.crt|ca-certificates|trusts the registry'
+)
+TEST=("${UP[@]}" 'ip|iproute2|makes network namespaces in tests')
+BENCH=("${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with')
+ETCD=('etcd|etcd-server|coordinates the nodes of a cluster')
+
+has() {
+  case "$1" in
+    @*) [ -e "${1#@}" ] ;;
+    *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
+  esac
+}
+
+is_debian() { command -v apt-get >/dev/null && command -v dpkg >/dev/null; }
+is_available() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
+
+# Services that a package would start by itself (a web server on port 80) stay off; docker.io is started by dockerd.sh.
+without_services() {
+  if [ -e /usr/sbin/policy-rc.d ]; then
+    "$@"
+    return
+  fi
+  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+  chmod +x /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  "$@"
+  rm -f /usr/sbin/policy-rc.d
+  trap - EXIT
+}
+
+apt_install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$@" >"$LOG" 2>&1
+}
+
+# The lists of packages are fetched only when a package is not in them or has moved since.
+install() {
+  local package fresh=no
+  for package in "$@"; do is_available "$package" || fresh=needed; done
+  LOG=$(mktemp /tmp/hearth-setup.XXXXXX)
+  if [ "$fresh" = needed ]; then
+    say 'fetching the lists of packages (apt-get update)'
+    apt-get update --quiet >"$LOG" 2>&1 || { tail -n 20 "$LOG" >&2; fail "apt-get update failed; its last words are above ($LOG)"; }
+  fi
+  # Where Docker's command line has no package of its own it comes with docker.io.
+  local wanted=()
+  for package in "$@"; do
+    if [ "$package" != docker-cli ] || is_available docker-cli; then wanted+=("$package"); fi
+  done
+  say "installing: ${wanted[*]}"
+  if ! without_services apt_install "${wanted[@]}"; then
+    if [ "$fresh" = needed ] || ! apt-get update --quiet >>"$LOG" 2>&1 || ! without_services apt_install "${wanted[@]}"; then
+      tail -n 20 "$LOG" >&2
+      fail "apt-get install failed; its last words are above ($LOG)"
+    fi
+  fi
+  rm -f "$LOG"
+}
+
+ensure() {
+  local entry what packages why missing=() names=()
+  for entry in "$@"; do
+    IFS='|' read -r what packages why <<<"$entry"
+    has "$what" && continue
+    missing+=("  ${what#@} ($why): Debian package $packages")
+    read -ra packages <<<"$packages"
+    names+=("${packages[@]}")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say 'missing:'
+  printf '%s\n' "${missing[@]}" >&2
+  is_debian || fail 'this machine has no apt: install these with its own package manager, then run this again'
+  [ "$(id -u)" = 0 ] || fail "this needs root: sudo apt-get install ${names[*]}"
+  install "${names[@]}"
+  for entry in "$@"; do
+    IFS='|' read -r what packages why <<<"$entry"
+    has "$what" || fail "${what#@} is still missing after installing $packages"
+  done
+}
+
+# In a virtual environment, which no other program of this machine sees.
+ensure_aws() {
+  command -v moto_server >/dev/null && return
+  [ -x target/aws-stand-in/bin/moto_server ] && return
+  python3 -c 'import ensurepip, venv' 2>/dev/null || ensure '@/usr/share/doc/python3-venv|python3-venv|makes virtual environments'
+  say 'installing the stand-in for AWS services (moto) into target/aws-stand-in'
+  mkdir -p target
+  python3 -m venv target/aws-stand-in
+  target/aws-stand-in/bin/pip install --quiet 'moto[server]>=5.1,<6'
+}
+
+if ! command -v cargo >/dev/null; then
+  fail 'Rust is missing: install it with rustup (stable, 1.88 or newer), then run this again'
+fi
+if ! command -v python3 >/dev/null; then
+  ensure 'python3|python3|helps scripts'
+fi
+case "${1:-}" in
+  up) ensure "${UP[@]}" ;;
+  test) ensure "${TEST[@]}" ;;
+  bench) ensure "${BENCH[@]}" ;;
+  etcd) ensure "${ETCD[@]}" ;;
+  aws) ensure_aws ;;
+  *) fail 'usage: setup.sh up|test|bench|aws|etcd' ;;
+esac

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs every test and says how long each step took. Starts what the tests need, and stops it again.
+#
+#   test.sh           everything but the long catalogue of real npm modules
+#   test.sh modules   that catalogue
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=${CARGO_TARGET_DIR:-target}
+summary=()
+
+step() { # step NAME COMMAND...
+  local name=$1 began=$SECONDS
+  shift
+  echo "== $name" >&2
+  if ! "$@"; then
+    printf '%s\n' "${summary[@]}" >&2
+    echo "== $name failed after $((SECONDS - began)) s" >&2
+    exit 1
+  fi
+  summary+=("$(printf '%5d s  %s' $((SECONDS - began)) "$name")")
+}
+
+images() { "$target/debug/hearth" image >/dev/null; }
+
+runtime_tests() {
+  local major node
+  for major in 24 22; do
+    node=$(scripts/node.sh "$major")
+    echo "runtime on $("$node" --version)" >&2
+    "$node" --test --test-reporter=dot runtime/test/*.test.js
+  done
+}
+
+step 'what is needed' scripts/setup.sh test
+step 'Docker' scripts/dockerd.sh
+# Programs and tests in one go, so that everything is compiled once, with one set of features.
+step 'compile' cargo build --workspace --all-targets --locked
+step 'images' images
+if [ "${1:-}" = modules ]; then
+  step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
+else
+  step 'runtime' runtime_tests
+  step 'tests' cargo test --workspace --locked --no-fail-fast
+fi
+echo '== done' >&2
+printf '%s\n' "${summary[@]}" >&2
