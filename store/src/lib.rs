@@ -5,8 +5,11 @@
 
 pub mod artifact;
 pub mod config;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod directory;
+#[cfg(test)]
+mod embedded_tests;
 pub mod function;
 pub mod keyring;
 pub mod queue;

@@ -144,7 +144,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
     while let Some(first) = jobs.blocking_recv() {
         let mut done = Vec::new();
-        let mut run = || -> rusqlite::Result<()> {
+        let run = || -> rusqlite::Result<()> {
             connection.execute_batch("BEGIN IMMEDIATE")?;
             let mut next = Some(first);
             while let Some(job) = next {
