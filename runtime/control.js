@@ -1,97 +1,63 @@
 'use strict';
 // The control socket: one JSON message per line, both ways. The first secret ever presented is the only one accepted afterwards, so
-// that code inside the container cannot take the node's place. Messages never wait in unbounded number, and nothing here waits for the
-// node.
+// that code inside the container cannot take the node's place.
 
 const net = require('node:net');
 const { timingSafeEqual, createHash } = require('node:crypto');
-const { setImmediate, setTimeout, clearTimeout } = require('node:timers');
+const { setImmediate: later } = require('node:timers');
 
 // Taken before any function runs, so that a function which alters the built-ins does not alter the protocol.
 const { parse, stringify } = JSON;
-const indexOf = Function.prototype.call.bind(Buffer.prototype.indexOf);
-const byteLength = Buffer.byteLength.bind(Buffer);
 
-const MESSAGE_BYTES_MAX = 1024 * 1024;
-// Storage calls of all functions that wait for the node.
+const MESSAGE_MAX = 1024 * 1024;
 const PENDING_MAX = 1000;
-// Kept while no node is connected.
-const UNSENT_BYTES_MAX = 256 * 1024;
-const HELLO_TIMEOUT_MS = 5000;
+const UNSENT_MAX = 256 * 1024;
 
 function createControl() {
   let secretHash = null;
   let socket = null;
-  let queue = [];
-  let queueBytes = 0;
-  let scheduled = false;
+  let unsent = [];
+  let unsentBytes = 0;
   let nextId = 1;
   const pending = new Map();
   let functions = null;
 
   const digest = (text) => createHash('sha256').update(text).digest();
 
-  // All lines of one turn of the event loop are one write.
-  function flush() {
-    scheduled = false;
-    if (socket === null || queue.length === 0) return;
-    const text = queue.join('');
-    queue = [];
-    queueBytes = 0;
-    socket.write(text);
-  }
-
-  function sendSoon(message) {
-    const text = `${stringify(message)}\n`;
-    const limit = socket === null ? UNSENT_BYTES_MAX : Infinity;
-    const length = byteLength(text);
-    if (length > MESSAGE_BYTES_MAX || queueBytes + length > limit) return false;
-    queue.push(text);
-    queueBytes += length;
-    if (!scheduled && socket !== null) {
-      scheduled = true;
-      setImmediate(flush);
-    }
-    return true;
-  }
-
   function send(message) {
-    const taken = sendSoon(message);
-    flush();
-    return taken;
+    const text = `${stringify(message)}\n`;
+    if (socket) {
+      socket.write(text);
+    } else if (unsentBytes + text.length < UNSENT_MAX) {
+      unsent.push(text);
+      unsentBytes += text.length;
+    }
   }
 
-  // What the node has not taken yet. Nothing is lost by counting much of it as too much while nobody is connected.
-  const buffered = () => (socket === null ? queueBytes * 16 : queueBytes + socket.writableLength);
+  const buffered = () => (socket ? socket.writableLength : unsentBytes);
 
   // A question to the node; the answer carries the same id.
   function ask(message) {
-    if (socket === null) return Promise.reject(new Error('the platform cannot be reached now'));
-    if (pending.size >= PENDING_MAX) return Promise.reject(new Error('too many storage calls at once'));
+    if (!socket) return Promise.reject(new Error('the platform cannot be reached now'));
+    if (pending.size >= PENDING_MAX) return Promise.reject(new Error('too many calls of the storage at once'));
     const id = nextId++;
     return new Promise((resolve, reject) => {
       pending.set(id, { resolve, reject });
-      if (!send({ ...message, id })) {
-        pending.delete(id);
-        reject(new Error('the document is too large'));
-      }
+      send({ ...message, id });
     });
   }
 
-  function failPending() {
-    for (const { reject } of pending.values()) reject(new Error('the platform restarted before it answered'));
-    pending.clear();
-  }
-
   function adopt(newer) {
-    const older = socket;
-    socket = null;
-    failPending();
-    older?.destroy();
-    // First of all, whatever waits.
-    newer.write(`${stringify({ t: 'ready', node: process.version, loaded: functions.loaded() })}\n`);
+    if (socket && socket !== newer) {
+      for (const { reject } of pending.values()) reject(new Error('the platform restarted'));
+      pending.clear();
+      socket.destroy();
+    }
     socket = newer;
-    flush();
+    send({ t: 'ready', node: process.version, loaded: functions.loaded() });
+    for (const text of unsent) socket.write(text);
+    unsent = [];
+    unsentBytes = 0;
   }
 
   function dispatch(message) {
@@ -122,47 +88,42 @@ function createControl() {
     let chunks = [];
     let length = 0;
     // Who does not say the secret soon is not the node.
-    const deadline = setTimeout(() => connection.destroy(), HELLO_TIMEOUT_MS);
-    connection.on('error', () => connection.destroy());
+    const deadline = setTimeout(() => connection.destroy(), 5000);
+    connection.on('error', () => {});
     connection.on('close', () => {
       clearTimeout(deadline);
-      if (socket !== connection) return;
-      socket = null;
-      failPending();
+      if (socket === connection) socket = null;
     });
-
-    function receive(text) {
-      const message = parse(text);
-      if (trusted) return dispatch(message);
-      if (message.t !== 'hello' || typeof message.secret !== 'string') throw new Error('no hello');
-      const hash = digest(message.secret);
-      secretHash ??= hash;
-      if (!timingSafeEqual(hash, secretHash)) throw new Error('another secret');
-      trusted = true;
-      clearTimeout(deadline);
-      adopt(connection);
-    }
-
     connection.on('data', (data) => {
       let start = 0;
-      for (let end = indexOf(data, 10); end >= 0; end = indexOf(data, 10, start)) {
-        const line = data.subarray(start, end);
+      for (let end = data.indexOf(10); end >= 0; end = data.indexOf(10, start)) {
+        chunks.push(data.subarray(start, end));
         start = end + 1;
-        if (length + line.length > MESSAGE_BYTES_MAX) return connection.destroy();
-        const text = (chunks.length === 0 ? line : Buffer.concat([...chunks, line])).toString('utf8');
+        const text = chunks.length === 1 ? chunks[0].toString('utf8') : Buffer.concat(chunks).toString('utf8');
         chunks = [];
         length = 0;
+        let message;
         try {
-          receive(text);
+          message = parse(text);
         } catch {
           return connection.destroy();
         }
-        if (connection.destroyed) return;
+        if (trusted) {
+          dispatch(message);
+          continue;
+        }
+        if (message.t !== 'hello' || typeof message.secret !== 'string') return connection.destroy();
+        const hash = digest(message.secret);
+        secretHash ??= hash;
+        if (!timingSafeEqual(hash, secretHash)) return connection.destroy();
+        trusted = true;
+        clearTimeout(deadline);
+        adopt(connection);
       }
       if (start < data.length) {
         chunks.push(data.subarray(start));
         length += data.length - start;
-        if (length > MESSAGE_BYTES_MAX) connection.destroy();
+        if (length > MESSAGE_MAX) connection.destroy();
       }
     });
   }
@@ -172,11 +133,11 @@ function createControl() {
     const server = net.createServer(accept);
     return new Promise((resolve, reject) => {
       server.on('error', reject);
-      server.listen({ path, backlog: 16 }, resolve);
+      server.listen(path, () => later(resolve));
     });
   }
 
-  return { send, sendSoon, flush, ask, buffered, listen };
+  return { send, ask, buffered, listen };
 }
 
 module.exports = { createControl };

@@ -1,147 +1,132 @@
 'use strict';
-// The HTTP server: reads `hearth-call`, finds the function and runs it as the code of that request. Errors that nobody caught become
-// the answer of the request in which they arose. Deadlines, sizes and idle connections are the node's business.
+// The HTTP server: reads `hearth-call`, finds the function, runs it in its context, and turns what nobody caught into the answer of the
+// request in which it arose.
 
 const http = require('node:http');
-const { run, tie, callOf, current, Call } = require('./context');
-const { bindSocket } = require('./exchange');
+const { run, current } = require('./context');
 const { models } = require('./models');
 const { fail, describe } = require('./models/fail');
 
 const CALL = 'hearth-call';
-const HEADER_BYTES_MAX = 64 * 1024;
-const TIMER_MS_MAX = 2 ** 31 - 1;
-// Node counts the raw headers of a request under this name; what is taken out must be taken off.
-const headersCount = Object.getOwnPropertySymbols(new http.IncomingMessage()).find((symbol) => symbol.description === 'kHeadersCount');
+const { reallyExit } = process;
 
-// Takes the node's header out, wherever it shows.
-function takeHeader(req) {
-  const { headers, rawHeaders } = req;
-  const value = headers[CALL];
-  if (typeof value !== 'string') return null;
-  delete headers[CALL];
-  for (let i = rawHeaders.length - 2; i >= 0; i -= 2) {
-    if (rawHeaders[i].length !== CALL.length || rawHeaders[i].toLowerCase() !== CALL) continue;
-    if (i === rawHeaders.length - 2) rawHeaders.length = i;
-    else rawHeaders.splice(i, 2);
-    if (headersCount !== undefined) req[headersCount] -= 2;
+function createServer({ functions, control, logs }) {
+  const running = new Set();
+
+  // `{function}@{version} {request id} {timeout ms} {prefix bytes} {client ip}`
+  function begin(req, res) {
+    const { headers } = req;
+    const call = headers[CALL];
+    if (typeof call !== 'string') return null;
+    const a = call.indexOf(' ');
+    const b = call.indexOf(' ', a + 1);
+    const c = call.indexOf(' ', b + 1);
+    const d = call.indexOf(' ', c + 1);
+    if (a < 0 || b < 0 || c < 0 || d < 0) return null;
+    delete headers[CALL];
+    const raw = req.rawHeaders;
+    if (raw[raw.length - 2] === CALL) raw.length -= 2;
+    else {
+      const at = raw.findIndex((text, i) => i % 2 === 0 && text.toLowerCase() === CALL);
+      if (at >= 0) raw.splice(at, 2);
+    }
+    req.originalUrl = req.url;
+    const rest = req.url.slice(+call.slice(c + 1, d));
+    req.url = rest.charCodeAt(0) === 47 ? rest : `/${rest}`;
+    return {
+      fn: functions.get(call.slice(0, a)),
+      requestId: call.slice(a + 1, b),
+      timeoutMs: +call.slice(b + 1, c),
+      clientIp: call.slice(d + 1),
+      req,
+      res,
+      done: false,
+    };
   }
-  return value;
-}
 
-// The function that `{function}@{version} {request id} {timeout ms} {prefix bytes} {client ip}` names.
-const functionOf = (functions, text) => functions.get(text.slice(0, text.indexOf(' ')));
-
-function parseCall(functions, text, req, res) {
-  const a = text.indexOf(' ');
-  const b = text.indexOf(' ', a + 1);
-  const c = text.indexOf(' ', b + 1);
-  const d = text.indexOf(' ', c + 1);
-  if (a < 0 || b < 0 || c < 0 || d < 0) return null;
-  const call = new Call(functions.get(text.slice(0, a)), text.slice(a + 1, b), +text.slice(b + 1, c), text.slice(d + 1), req, res);
-  tie(req, call);
-  req.originalUrl = req.url;
-  const rest = req.url.slice(+text.slice(c + 1, d));
-  req.url = rest.charCodeAt(0) === 47 ? rest : `/${rest}`;
-  return call;
-}
-
-function createServer({ functions, logs }) {
-  const sockets = new Set();
-  const upgraded = new Map();
+  function finish(ctx) {
+    running.delete(ctx);
+    functions.release(ctx.fn);
+  }
 
   function handle(req, res) {
-    const text = takeHeader(req);
-    const call = text === null ? null : parseCall(functions, text, req, res);
-    if (call === null) return void res.writeHead(400).end();
-    // The node dates what it sends on.
-    res.sendDate = false;
-    const { fn } = call;
-    if (fn !== undefined && fn.call !== null) return void invoke(call);
-    if (fn === undefined) return fail(call, 'unknown', 'this version is not loaded');
-    // Asked for while it loads, or after it could not.
-    fn.loading.then(() => (fn.call === null ? fail(call, 'load', fn.loadError ?? 'this version is not loaded') : invoke(call)));
-  }
-
-  function invoke(call) {
-    try {
-      run(call, call.fn.call, call);
-    } catch (error) {
-      uncaught(error, call);
+    const ctx = begin(req, res);
+    if (ctx === null) {
+      res.writeHead(400).end();
+      return;
     }
+    const { fn } = ctx;
+    if (!fn || !fn.call) {
+      // Answered outside any function, so that nothing of a function is needed.
+      fail(ctx, 'unknown', 'this version is not loaded');
+      return;
+    }
+    fn.inFlight += 1;
+    running.add(ctx);
+    res.on('close', () => finish(ctx));
+    run(ctx, fn.call, ctx);
   }
 
   function upgrade(req, socket, head) {
-    const call = parseCall(functions, takeHeader(req) ?? '', req, null);
+    const ctx = begin(req, null);
     socket.on('error', () => socket.destroy());
-    if (!call?.fn?.upgrade) return void socket.destroy();
-    upgraded.set(socket, call);
-    socket.on('close', () => upgraded.delete(socket));
-    bindSocket(socket, call);
-    run(call, () => {
+    if (!ctx?.fn?.call) return void socket.destroy();
+    const { fn } = ctx;
+    if (!fn.upgrade) {
+      // Not every function knows upgrades: it sees an ordinary request, and its answer says so.
+      const res = new http.ServerResponse(req);
+      res.shouldKeepAlive = false;
+      res.assignSocket(socket);
+      res.on('finish', () => socket.end());
+      ctx.res = res;
+      fn.inFlight += 1;
+      running.add(ctx);
+      res.on('close', () => finish(ctx));
+      return void run(ctx, fn.call, ctx);
+    }
+    fn.inFlight += 1;
+    socket.on('close', () => functions.release(fn));
+    run(ctx, () => {
       try {
-        const { upgrade: listener } = call.fn;
-        const result = listener(req, socket, head);
-        if (typeof result?.then === 'function') result.then(undefined, (error) => uncaught(error, call));
+        fn.upgrade(req, socket, head);
       } catch (error) {
-        uncaught(error, call);
+        logs.lines('error', describe(error), ctx);
+        socket.destroy();
       }
     });
   }
 
-  // An error that nobody caught, of whichever call is running.
-  function uncaught(error, scope = current()) {
-    try {
-      if (scope instanceof Call && scope.fn) {
-        if (scope.res === null) {
-          logs.lines('error', `Uncaught ${describe(error)}`, scope);
-          for (const [socket, call] of upgraded) if (call === scope) socket.destroy();
-          return;
-        }
-        if (!scope.res.writableEnded) return models[scope.fn.model].uncaught(scope, error);
-      }
-      logs.lines('error', `Uncaught ${describe(error)}`, scope);
-    } catch (second) {
-      logs.lines('error', `Uncaught ${describe(second)}`, scope);
-    }
+  function uncaught(error) {
+    const ctx = current();
+    logs.lines('error', `Uncaught ${describe(error)}`, ctx);
+    if (ctx?.res && !ctx.res.writableFinished) models[ctx.fn.model]?.uncaught(ctx, error);
   }
+  process.on('uncaughtException', uncaught);
+  process.on('unhandledRejection', uncaught);
 
-  // Every call that still waits for an answer.
-  function* waiting() {
-    for (const socket of sockets) {
-      const res = socket._httpMessage;
-      const call = res?.req && callOf(res.req);
-      if (call) yield call;
+  // A function that ends the process ends it for its whole container: everybody who waits is told first.
+  function exit(code) {
+    const exitCode = Number(code ?? process.exitCode ?? 0) || 0;
+    const ctx = current();
+    control.send({ t: 'exit', function: ctx?.fn.name, code: exitCode });
+    const body = JSON.stringify({ message: `the function ended its process with code ${exitCode}` });
+    const answer = `HTTP/1.1 502 Bad Gateway\r\nhearth-error: exit\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`;
+    for (const other of running) {
+      // Written past the response object, since nothing asynchronous happens any more.
+      if (!other.res.headersSent && other.res.socket) other.res.socket.write(answer);
     }
-    yield* upgraded.values();
+    reallyExit.call(process, exitCode);
   }
+  process.exit = exit;
+  process.reallyExit = exit;
+  process.abort = () => exit(134);
 
-  const server = http.createServer(
-    {
-      maxHeaderSize: HEADER_BYTES_MAX,
-      keepAlive: false,
-      keepAliveTimeout: 0,
-      requestTimeout: 0,
-      headersTimeout: 0,
-      connectionsCheckingInterval: TIMER_MS_MAX,
-      requireHostHeader: false,
-      // A function that knows no upgrades sees an ordinary request, body and all.
-      shouldUpgradeCallback: (req) => typeof req.headers[CALL] === 'string' && Boolean(functionOf(functions, req.headers[CALL])?.upgrade),
-    },
-    handle,
-  );
-  server.timeout = 0;
-  server.maxRequestsPerSocket = 0;
-  server.maxHeadersCount = 0;
-  server.on('connection', (socket) => {
-    sockets.add(socket);
-    socket.on('close', () => sockets.delete(socket));
-  });
+  const server = http.createServer({ maxHeaderSize: 64 * 1024, keepAliveTimeout: 0, requestTimeout: 0, headersTimeout: 0, noDelay: false }, handle);
   server.on('upgrade', upgrade);
   server.on('clientError', (_, socket) => socket.destroy());
-  process.on('uncaughtException', (error) => uncaught(error));
-  process.on('unhandledRejection', (error) => uncaught(error));
-  return { server, waiting, sockets };
+  server.timeout = 0;
+  server.maxRequestsPerSocket = 0;
+  return server;
 }
 
 module.exports = { createServer };

@@ -1,59 +1,48 @@
 'use strict';
-// Before a container is ready it answers some requests in every model through its own socket, so that the first real one finds Node's
-// modules loaded and the code paths known to V8.
+// Before a container is ready it answers dummy requests in every model through its own socket, so that the first real one finds
+// Node's modules loaded and the code paths known.
 
-const net = require('node:net');
+const http = require('node:http');
+const fs = require('node:fs');
+const os = require('node:os');
 const path = require('node:path');
-const { setTimeout, clearTimeout } = require('node:timers');
 
-const FUNCTIONS = { webtask: 'webtask.js', fetch: 'fetch.mjs', lambda: 'lambda.js', node: 'node.js' };
-const ROUNDS = 4;
-const ANSWER_MS_MAX = 2000;
-// What functions require most; loaded once before anybody is there.
-const BUILT_INS = ['buffer', 'crypto', 'events', 'fs', 'http', 'net', 'os', 'path', 'querystring', 'stream', 'string_decoder', 'tty', 'url', 'util', 'zlib'];
+const SOURCES = {
+  webtask: ['index.js', 'module.exports = (context, cb) => cb(null, { q: context.query, d: context.data });'],
+  fetch: ['index.mjs', 'export default async (request) => new Response("ok " + request.url.length + (await request.text()).length);'],
+  lambda: ['index.js', 'exports.handler = async (event) => ({ statusCode: 200, body: event.rawPath });'],
+  node: ['index.js', 'module.exports = (req, res) => { res.setHeader("x", "y"); res.end(req.url); };'],
+};
+const ROUNDS = 3;
 
-const message = (key, method, body) =>
-  `${method} /w/?a=b HTTP/1.1\r\nhost: warm\r\ncontent-type: application/json\r\n${body ? `content-length: ${body.length}\r\n` : ''}hearth-call: ${key} warm 1000 2 127.0.0.1\r\n\r\n${body}`;
-
-// One request on a connection; resolves when its answer has arrived, or never mind.
-function ask(socket, text) {
+function request(agent, socketPath, key, post) {
   return new Promise((resolve) => {
-    let received = '';
-    const finish = () => {
-      clearTimeout(timer);
-      socket.removeListener('data', take);
-      resolve();
-    };
-    const take = (data) => {
-      received += data.toString('latin1');
-      const head = received.indexOf('\r\n\r\n');
-      if (head < 0) return;
-      const length = /content-length: (\d+)/i.exec(received);
-      if (length ? received.length >= head + 4 + Number(length[1]) : received.endsWith('0\r\n\r\n')) finish();
-    };
-    const timer = setTimeout(finish, ANSWER_MS_MAX);
-    socket.on('data', take);
-    socket.write(text);
+    const headers = { host: 'warm', 'hearth-call': `${key} warm 1000 1 127.0.0.1`, 'content-type': 'application/json' };
+    const req = http.request({ socketPath, agent, path: '/?a=b', method: post ? 'POST' : 'GET', headers }, (res) => {
+      res.resume();
+      res.on('end', resolve);
+    });
+    req.on('error', resolve);
+    req.end(post ? '{}' : undefined);
   });
 }
 
 async function warmUp({ functions, httpSocket }) {
-  for (const name of BUILT_INS) require(`node:${name}`);
-  const socket = net.connect(httpSocket);
-  socket.on('error', () => {});
-  for (const [model, main] of Object.entries(FUNCTIONS)) {
-    const key = `.${model}@0`;
-    await functions.load({ function: `.${model}`, version: 0, dir: path.join(__dirname, 'warm'), main, model, env: {}, secrets: {} }, true);
-    for (let i = 0; i < ROUNDS; i++) {
-      await ask(socket, message(key, 'GET', ''));
-      await ask(socket, message(key, 'POST', '{}'));
+  const root = fs.mkdtempSync(path.join(os.tmpdir(), 'warm-'));
+  const agent = new http.Agent({ keepAlive: true });
+  try {
+    for (const [model, [main, source]] of Object.entries(SOURCES)) {
+      const dir = path.join(root, model);
+      fs.mkdirSync(dir);
+      fs.writeFileSync(path.join(dir, main), source);
+      await functions.load({ function: `.${model}`, version: 0, dir, main, model, env: {}, secrets: {} });
+      for (let i = 0; i < ROUNDS; i++) await request(agent, httpSocket, `.${model}@0`, i > 0);
+      functions.unload(`.${model}`, 0);
     }
+  } finally {
+    agent.destroy();
+    fs.rmSync(root, { recursive: true, force: true });
   }
-  for (const model of Object.keys(FUNCTIONS)) functions.unload(`.${model}`, 0);
-  await new Promise((resolve) => {
-    socket.on('close', resolve);
-    socket.destroy();
-  });
 }
 
 module.exports = { warmUp };

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-static RUNTIME: Dir<'_> = include_dir!("/tmp/rtsnap/runtime");
+static RUNTIME: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../runtime");
 
 fn files() -> Vec<(&'static Path, &'static [u8])> {
     let mut found = Vec::new();

@@ -1,99 +1,78 @@
 'use strict';
 // AWS Lambda's handler with the function URL's payload format 2.0; the fields of format 1.0 that do not contradict it ride along.
 
-const querystring = require('node:querystring');
-const { fail, failed, describe } = require('./fail');
-const { respond, isReserved } = require('../exchange');
+const { fail, describe } = require('./fail');
 
-const TEXT = /^(?:text\/|application\/(?:json|javascript|xml|x-www-form-urlencoded|graphql|[^;]*\+(?:json|xml)))/i;
-const FRAMING = new Set(['connection', 'content-length', 'keep-alive', 'transfer-encoding', 'upgrade']);
-const EMPTY = Buffer.alloc(0);
-const memoryMb = Math.round((process.constrainedMemory?.() || 0) / 2 ** 20);
-const { stringify } = JSON;
+const BODY_MAX = 100 * 1024 * 1024;
+const TEXT = /^(text\/|application\/(json|javascript|xml|x-www-form-urlencoded|[^;]*\+(json|xml))|multipart\/form-data; *charset)/i;
 
-function parseQuery(url) {
+function query(url) {
   const at = url.indexOf('?');
   const raw = at < 0 ? '' : url.slice(at + 1);
   const joined = {};
   const multi = {};
-  for (const [name, value] of Object.entries(querystring.parse(raw))) {
-    multi[name] = Array.isArray(value) ? value : [value];
-    joined[name] = multi[name].join(',');
+  for (const [key, value] of new URLSearchParams(raw)) {
+    (multi[key] ??= []).push(value);
+    joined[key] = multi[key].join(',');
   }
   return { raw, path: at < 0 ? url : url.slice(0, at), joined, multi };
 }
 
-function parseHeaders(req) {
+function createEvent(ctx, body) {
+  const { req } = ctx;
+  const { raw, path, joined, multi } = query(req.url);
   const headers = {};
-  const multi = {};
-  for (const [name, values] of Object.entries(req.headersDistinct)) {
-    multi[name] = values;
-    headers[name] = values.join(name === 'cookie' ? '; ' : ',');
+  const multiValueHeaders = {};
+  for (const [name, value] of Object.entries(req.headers)) {
+    if (name === 'cookie') continue;
+    headers[name] = Array.isArray(value) ? value.join(',') : value;
+    multiValueHeaders[name] = Array.isArray(value) ? value : [value];
   }
-  return { headers, multi, cookies: headers.cookie?.split(/; */).filter(Boolean) };
-}
-
-function createEvent(call, body) {
-  const { req, fn } = call;
-  const query = parseQuery(req.url);
-  const { headers, multi, cookies } = parseHeaders(req);
-  const isText = body.length === 0 || TEXT.test(headers['content-type'] ?? 'text/plain');
+  const cookies = req.headers.cookie ? req.headers.cookie.split('; ') : undefined;
+  if (cookies) headers.cookie = req.headers.cookie;
+  const isText = body.length === 0 || TEXT.test(req.headers['content-type'] ?? 'text/plain');
   const now = new Date();
+  const rawPath = decodeURI(path);
   return {
     version: '2.0',
     routeKey: '$default',
-    rawPath: query.path,
-    rawQueryString: query.raw,
+    rawPath,
+    rawQueryString: raw,
     cookies,
     headers,
-    queryStringParameters: query.raw === '' ? undefined : query.joined,
+    queryStringParameters: raw ? joined : undefined,
     requestContext: {
       accountId: 'anonymous',
-      apiId: fn.name,
-      domainName: headers.host ?? '',
-      domainPrefix: (headers.host ?? '').split('.')[0],
-      http: {
-        method: req.method,
-        path: query.path,
-        protocol: `HTTP/${req.httpVersion}`,
-        sourceIp: call.clientIp,
-        userAgent: headers['user-agent'] ?? '',
-      },
-      requestId: call.requestId,
+      apiId: ctx.fn.name,
+      domainName: req.headers.host ?? '',
+      domainPrefix: ctx.fn.name,
+      http: { method: req.method, path: rawPath, protocol: `HTTP/${req.httpVersion}`, sourceIp: ctx.clientIp, userAgent: req.headers['user-agent'] ?? '' },
+      requestId: ctx.requestId,
       routeKey: '$default',
       stage: '$default',
-      time: formatTime(now),
+      time: now.toUTCString(),
       timeEpoch: now.getTime(),
     },
     body: body.length === 0 ? undefined : body.toString(isText ? 'utf8' : 'base64'),
-    isBase64Encoded: !isText,
-    path: query.path,
+    isBase64Encoded: body.length > 0 && !isText,
+    path: rawPath,
     httpMethod: req.method,
-    multiValueHeaders: multi,
-    multiValueQueryStringParameters: query.raw === '' ? undefined : query.multi,
+    multiValueHeaders,
+    multiValueQueryStringParameters: multi,
   };
 }
 
-// `12/Mar/2020:19:03:58 +0000`
-function formatTime(date) {
-  const [, day, month, year, time] = date.toUTCString().split(' ');
-  return `${day}/${month}/${year}:${time} +0000`;
-}
-
-function createContext(call, done) {
-  const { fn } = call;
-  const deadline = Date.now() + call.timeoutMs;
+function createContext(ctx, done) {
+  const deadline = Date.now() + ctx.timeoutMs;
   return {
+    functionName: ctx.fn.name,
+    functionVersion: String(ctx.fn.version),
+    invokedFunctionArn: `arn:hearth:function:${ctx.fn.key}`,
+    memoryLimitInMB: String(Math.round((process.constrainedMemory?.() || 0) / 1048576)),
+    awsRequestId: ctx.requestId,
+    logGroupName: ctx.fn.name,
+    logStreamName: ctx.fn.key,
     callbackWaitsForEmptyEventLoop: true,
-    functionName: fn.name,
-    functionVersion: String(fn.version),
-    invokedFunctionArn: `arn:hearth:function:${fn.key}`,
-    memoryLimitInMB: String(memoryMb),
-    awsRequestId: call.requestId,
-    logGroupName: fn.name,
-    logStreamName: fn.key,
-    identity: undefined,
-    clientContext: undefined,
     getRemainingTimeInMillis: () => Math.max(0, deadline - Date.now()),
     done,
     succeed: (value) => done(null, value),
@@ -101,96 +80,77 @@ function createContext(call, done) {
   };
 }
 
-function collectHeaders(result) {
-  const flat = [];
-  let hasType = false;
-  const add = (name, value) => {
-    name = String(name);
-    const key = name.toLowerCase();
-    if (value === undefined || value === null || FRAMING.has(key) || isReserved(name)) return;
-    hasType ||= key === 'content-type';
-    for (const one of Array.isArray(value) ? value : [value]) flat.push(name, String(one));
-  };
-  const multi = result.multiValueHeaders ?? {};
-  const named = new Set(Object.keys(multi).map((name) => name.toLowerCase()));
-  for (const name of Object.keys(multi)) add(name, multi[name]);
-  for (const name of Object.keys(result.headers ?? {})) if (!named.has(name.toLowerCase())) add(name, result.headers[name]);
-  for (const cookie of result.cookies ?? []) add('set-cookie', cookie);
-  return { flat, hasType };
-}
-
-function bodyOf(result) {
-  const { body } = result;
-  if (body === undefined || body === null) return EMPTY;
-  if (Buffer.isBuffer(body)) return body;
-  const text = typeof body === 'string' ? body : stringify(body);
-  return Buffer.from(text, result.isBase64Encoded ? 'base64' : 'utf8');
-}
-
-function write(call, result) {
-  if (call.done) return;
+function respond(ctx, result) {
+  if (ctx.done) return;
+  const { res } = ctx;
   try {
-    if (typeof result !== 'object' || result === null || result.statusCode === undefined) {
-      result = { statusCode: 200, body: stringify(result) ?? 'null' };
+    if (result === null || typeof result !== 'object' || result.statusCode === undefined) {
+      const text = result === undefined ? '' : JSON.stringify(result);
+      ctx.done = true;
+      res.writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) });
+      return void res.end(text);
     }
     const status = Number(result.statusCode);
     if (!Number.isInteger(status) || status < 200 || status > 599) throw new RangeError(`statusCode ${result.statusCode} is not an HTTP status`);
-    const body = bodyOf(result);
-    const { flat, hasType } = collectHeaders(result);
-    if (!hasType && body.length > 0) flat.push('content-type', 'application/json');
-    if (status !== 204 && status !== 304) flat.push('content-length', `${body.length}`);
-    call.done = true;
-    respond(call.res, status, flat, status === 204 || status === 304 ? undefined : body);
+    for (const [name, value] of Object.entries(result.headers ?? {})) res.setHeader(name, Array.isArray(value) ? value.map(String) : String(value));
+    for (const [name, values] of Object.entries(result.multiValueHeaders ?? {})) res.setHeader(name, values.map(String));
+    if (result.cookies) res.appendHeader('set-cookie', result.cookies.map(String));
+    let body = result.body ?? '';
+    if (typeof body !== 'string') body = Buffer.isBuffer(body) ? body : JSON.stringify(body);
+    if (result.isBase64Encoded) body = Buffer.from(body, 'base64');
+    if (!res.hasHeader('content-type') && body.length > 0) res.setHeader('content-type', 'application/json');
+    res.removeHeader('transfer-encoding');
+    if (status !== 204 && status !== 304) res.setHeader('content-length', Buffer.byteLength(body));
+    res.writeHead(status);
+    ctx.done = true;
+    res.end(body);
   } catch (error) {
-    fail(call, 'bad-response', describe(error));
+    ctx.done = false;
+    fail(ctx, 'bad-response', describe(error));
   }
 }
 
-// `handler`, or the nested export that the function's `main` names.
-function handlerOf({ exports, namespace, handler = 'handler' }) {
-  const parts = handler.split('.');
-  const roots = namespace ? [namespace, namespace.default] : [exports, exports?.default];
-  for (const root of roots) {
-    const [owner, found] = parts.reduce(([, at], part) => [at, at?.[part]], [undefined, root]);
-    if (typeof found === 'function') return found.bind(owner);
-  }
-  if (handler === 'handler') for (const root of [namespace?.default, exports]) if (typeof root === 'function') return root;
-  throw new TypeError(`a function of the lambda model exports \`${handler}\``);
-}
+function bind(fn, { exports, namespace }) {
+  const from = namespace ? { ...namespace.default, ...namespace } : exports;
+  const handler = from?.handler ?? (typeof from === 'function' ? from : undefined);
+  if (typeof handler !== 'function') throw new TypeError('a function of the lambda model exports `handler`');
 
-function bind(fn, loaded) {
-  const handler = handlerOf(loaded);
-  const takesCallback = handler.length >= 3;
-
-  function invoke(call, body) {
+  function run(ctx, body) {
     let settled = false;
     const done = (error, value) => {
       if (settled) return;
       settled = true;
-      if (error) failed(call, error);
-      else write(call, value);
+      if (!error) return respond(ctx, value);
+      ctx.fn.logs.lines('error', describe(error), ctx);
+      fail(ctx, 'failed', describe(error));
     };
-    let result;
     try {
-      result = handler(createEvent(call, body), createContext(call, done), done);
+      const result = handler(createEvent(ctx, body), createContext(ctx, done), done);
+      if (result && typeof result.then === 'function') result.then((value) => done(null, value), (error) => done(error ?? new Error('rejected')));
+      // A synchronous handler that takes no callback has nothing else to answer with than its value.
+      else if (handler.length < 3 && result !== undefined) done(null, result);
     } catch (error) {
-      return done(error ?? new Error('the function threw nothing'));
+      done(error ?? new Error('threw'));
     }
-    if (typeof result?.then === 'function') result.then((value) => done(null, value), (error) => done(error ?? new Error('the function rejected with nothing')));
-    // A plain handler that takes no callback has nothing else to answer with than its value.
-    else if (!takesCallback && result !== undefined) done(null, result);
   }
 
   return {
-    call(call) {
-      const { req } = call;
-      if (req.headers['content-length'] === undefined && req.headers['transfer-encoding'] === undefined) return invoke(call, EMPTY);
+    call(ctx) {
+      const { req } = ctx;
+      if (!req.headers['content-length'] && !req.headers['transfer-encoding']) {
+        req.resume();
+        return run(ctx, Buffer.alloc(0));
+      }
       const chunks = [];
-      req.on('data', (chunk) => chunks.push(chunk));
-      req.on('end', () => invoke(call, Buffer.concat(chunks)));
+      let length = 0;
+      req.on('data', (chunk) => {
+        length += chunk.length;
+        if (length > BODY_MAX) req.destroy();
+        else chunks.push(chunk);
+      });
+      req.on('end', () => run(ctx, Buffer.concat(chunks)));
     },
-    upgrade: null,
   };
 }
 
-module.exports = { bind, uncaught: failed };
+module.exports = { bind, uncaught: (ctx, error) => fail(ctx, 'failed', describe(error)) };

@@ -1,46 +1,42 @@
 'use strict';
-// `(req, res)`: Node's own request and response, with `req.url` below the function's URL and `req.originalUrl` the whole. An export named
-// `upgrade` takes `(req, socket, head)` of connections that switch protocols; an exported `http.Server` takes them as its event.
+// `(req, res)`: Node's own request and response, with `req.url` below the function's URL and `req.originalUrl` the whole.
 
+const { fail, describe } = require('./fail');
 const { Server } = require('node:http');
-const { failed } = require('./fail');
 
-// What answers requests, out of what the module exports.
-function handlerOf(subject) {
-  if (subject instanceof Server) return (req, res) => void subject.emit('request', req, res);
-  if (typeof subject?.routing === 'function' && typeof subject?.ready === 'function') {
-    let ready = null;
-    return (req, res) => (ready ??= Promise.resolve(subject.ready())).then(() => subject.routing(req, res));
-  }
-  if (typeof subject === 'function') return subject;
-  if (typeof subject?.callback === 'function' && typeof subject?.use === 'function') return subject.callback();
-  throw new TypeError('a function of the node model exports (req, res) => ..., an Express, Connect, Koa or Fastify app, or an http.Server');
-}
-
-function upgradeOf(subject, exports) {
-  if (subject instanceof Server) return subject.listenerCount('upgrade') > 0 ? (req, socket, head) => void subject.emit('upgrade', req, socket, head) : null;
-  for (const owner of [exports, subject]) {
-    if (typeof owner?.upgrade === 'function') return (req, socket, head) => owner.upgrade(req, socket, head);
-  }
-  return subject?.server instanceof Server ? upgradeOf(subject.server) : null;
-}
+const rejected = (ctx) => (error) => {
+  ctx.fn.logs.lines('error', describe(error), ctx);
+  fail(ctx, 'failed', describe(error));
+};
 
 function bind(fn, { exports, namespace }) {
   let subject = namespace ? (namespace.default ?? namespace.handler) : exports;
-  if (subject?.__esModule && subject.default !== undefined) subject = subject.default;
-  const handle = handlerOf(subject);
+  if (subject && subject.__esModule && subject.default) subject = subject.default;
+  const upgrade = namespace?.upgrade ?? subject?.upgrade;
+  let handle;
+  if (subject instanceof Server) handle = (req, res) => void subject.emit('request', req, res);
+  else if (typeof subject?.routing === 'function' && typeof subject?.ready === 'function') {
+    let ready = null;
+    handle = (req, res) => (ready ??= Promise.resolve(subject.ready())).then(() => subject.routing(req, res));
+  } else if (typeof subject === 'function') handle = subject;
+  else throw new TypeError('a function of the node model exports (req, res) => ..., an Express or Connect app, or an http.Server');
+
   return {
-    call(call) {
-      let result;
+    call(ctx) {
       try {
-        result = handle(call.req, call.res);
+        const result = handle(ctx.req, ctx.res);
+        if (result && typeof result.then === 'function') result.then(undefined, rejected(ctx));
       } catch (error) {
-        return failed(call, error);
+        rejected(ctx)(error);
       }
-      if (typeof result?.then === 'function') result.then(undefined, (error) => failed(call, error));
     },
-    upgrade: upgradeOf(subject, namespace ?? exports),
+    upgrade:
+      subject instanceof Server
+        ? (req, socket, head) => void subject.emit('upgrade', req, socket, head)
+        : typeof upgrade === 'function'
+          ? upgrade
+          : null,
   };
 }
 
-module.exports = { bind, uncaught: failed, upgradeOf };
+module.exports = { bind, uncaught: (ctx, error) => fail(ctx, 'failed', describe(error)) };

@@ -84,7 +84,7 @@ test('what is thrown later fails its own request only', async () => {
 test('fetch: responses of every kind', async () => {
   await runtime.load('f-text', { 'index.mjs': 'export default (r) => new Response("hi " + new URL(r.url).pathname, { headers: { "X-A": "b" } });' });
   const text = await runtime.call('f-text', { path: '/p' });
-  assert.deepEqual([text.status, text.text, text.headers['x-a'], text.headers['content-type']], [200, 'hi /p', 'b', 'text/plain;charset=UTF-8']);
+  assert.deepEqual([text.status, text.text, text.headers['x-a'], text.headers['content-type']], [200, 'hi /run/acme/main/f-text/p', 'b', 'text/plain;charset=UTF-8']);
   await runtime.load('f-json', { 'index.mjs': 'export default { fetch: async (r, env, c) => Response.json({ b: await r.json(), e: env.E, s: process.env.S, id: c.requestId }) };' }, { env: { E: '1' }, secrets: { S: '2' } });
   const json = await runtime.call('f-json', { method: 'POST', body: '{"x":1}' });
   assert.deepEqual(json.json, { b: { x: 1 }, e: '1', s: '2', id: 'req-1' });

@@ -183,7 +183,12 @@ impl Shared {
                     cold.get_or_insert_default().claim_ms += began.elapsed().as_secs_f32() * 1_000.0;
                 }
                 Step::Load(mut load, container) => {
-                    while load.changed().await.is_ok() {}
+                    // The runtime's part has a deadline of its own; what takes longer is fetching modules for the first time.
+                    let patience = self.config.claim_timeout + self.config.load_timeout;
+                    if timeout(patience, async { while load.changed().await.is_ok() {} }).await.is_err() {
+                        let detail = format!("the function is still being prepared after {patience:?}");
+                        return Err(AcquireError::NoCapacity { detail });
+                    }
                     // Also when the container ended over it: another one would end over it as well.
                     if let Some(error) = container.failure(&version.path.function, version.version) {
                         return Err(error);

@@ -27,7 +27,8 @@ pub struct Config {
     pub refill_concurrency: u32,
     /// Containers that are started at once while requests wait for one.
     pub create_concurrency: u32,
-    /// Above so many requests per second the pool is refilled one at a time, with pauses as long as the starts.
+    /// Above so many requests per second, or with more requests running than there are processors, the pool is refilled one at a
+    /// time, with pauses as long as the starts.
     pub refill_busy_rate: u32,
     /// How long a container may take to come up.
     #[serde(with = "humantime_serde")]

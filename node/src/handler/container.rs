@@ -114,6 +114,11 @@ impl Versions {
         self.states.remove(key);
     }
 
+    /// Every function that anybody wanted here.
+    pub(super) fn functions(&self) -> Vec<FunctionName> {
+        self.live.keys().chain(self.states.keys().map(|(function, _)| function)).cloned().collect()
+    }
+
     /// Forgets failures that are no longer believed.
     pub(super) fn forget_failures(&mut self, older_than: std::time::Duration) {
         self.states.retain(|_, (_, state)| !matches!(state, VersionState::Failed(at, _) if at.elapsed() >= older_than));

@@ -367,7 +367,7 @@ async fn read(wire: &Wire, lines: &mut Lines, nonsense: &mut Budget) -> End {
 
 fn receive(wire: &Wire, message: FromRuntime) {
     let (id, answer) = match message {
-        FromRuntime::Loaded { id, model, error, ms } => { eprintln!("runtime says {ms} ms"); (id, Answer::Loaded { model, error }) }
+        FromRuntime::Loaded { id, model, error, .. } => (id, Answer::Loaded { model, error }),
         FromRuntime::Preloaded { id, failed } => (id, Answer::Preloaded { failed }),
         FromRuntime::Pong { id } => (id, Answer::Pong),
         FromRuntime::Exit { code, .. } => return wire.exit_code.store(i64::from(code), Relaxed),

@@ -93,7 +93,7 @@ impl Shared {
         if let Some(entry) = self.entries.get(container.path()) {
             entry.leave(container);
         }
-        let functions: Vec<_> = container.versions.lock().loaded().map(|l| l.function.clone()).collect();
+        let functions = container.versions.lock().functions();
         for function in functions {
             self.routes.remove(&container.path().function(function), container);
         }

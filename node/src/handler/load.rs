@@ -241,7 +241,8 @@ impl Shared {
         }
     }
 
-    async fn unload(self: &Arc<Self>, container: &Arc<LiveContainer>, loaded: &Loaded) {
+    async fn unload(self: &Arc<Self>, container: &Arc<LiveContainer>, loaded: &Arc<Loaded>) {
+        self.routes.remove_version(&container.path().function(loaded.function.clone()), loaded);
         let _ = container.control.send(ToRuntime::Unload { function: loaded.function.clone(), version: loaded.version }).await;
         let dir = container.slot.tree().join(function_dir(loaded.function.as_str(), loaded.version.0));
         let _ = blocking(move || std::fs::remove_dir_all(dir)).await;

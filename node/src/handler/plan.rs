@@ -143,13 +143,13 @@ pub(super) struct Pace {
 
 /// Requests that wait come first; requests that run come before a full pool. Starting containers at full speed multiplies the p99 of
 /// warm requests, one at a time with pauses it does not show.
-pub(super) fn pace(config: &Config, waiting: bool, cautious: bool, requests_per_s: f64, last_start: Duration) -> Pace {
+pub(super) fn pace(config: &Config, waiting: bool, cautious: bool, busy: bool, last_start: Duration) -> Pace {
     let free = Pace { at_once: config.refill_concurrency as usize, pause: Duration::ZERO };
     if cautious {
         Pace { at_once: 1, ..free }
     } else if waiting {
         Pace { at_once: config.create_concurrency as usize, ..free }
-    } else if requests_per_s > f64::from(config.refill_busy_rate) {
+    } else if busy {
         Pace { at_once: 1, pause: last_start.min(BUSY_PAUSE_MAX) }
     } else {
         free
@@ -227,11 +227,11 @@ mod tests {
     fn the_pace_follows_what_matters_more() {
         let config = Config::default();
         let last = Duration::from_millis(90);
-        assert_eq!(pace(&config, false, false, 0.0, last), Pace { at_once: 2, pause: Duration::ZERO });
-        assert_eq!(pace(&config, false, false, 51.0, last), Pace { at_once: 1, pause: last });
-        assert_eq!(pace(&config, false, false, 51.0, Duration::from_secs(9)).pause, BUSY_PAUSE_MAX);
-        assert_eq!(pace(&config, true, false, 51.0, last), Pace { at_once: 4, pause: Duration::ZERO });
-        assert_eq!(pace(&config, true, true, 0.0, last).at_once, 1);
+        assert_eq!(pace(&config, false, false, false, last), Pace { at_once: 2, pause: Duration::ZERO });
+        assert_eq!(pace(&config, false, false, true, last), Pace { at_once: 1, pause: last });
+        assert_eq!(pace(&config, false, false, true, Duration::from_secs(9)).pause, BUSY_PAUSE_MAX);
+        assert_eq!(pace(&config, true, false, true, last), Pace { at_once: 4, pause: Duration::ZERO });
+        assert_eq!(pace(&config, true, true, false, last).at_once, 1);
     }
 
     fn kinds() -> impl Strategy<Value = Kind> {

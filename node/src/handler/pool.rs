@@ -207,7 +207,7 @@ impl Pool {
         &self,
         config: &Config,
         now: Instant,
-        requests_per_s: f64,
+        busy: bool,
         memory_short: bool,
         mut take_slot: impl FnMut() -> Option<Slot>,
     ) -> Orders {
@@ -222,7 +222,7 @@ impl Pool {
             return orders;
         }
         let waiting = !state.waiters.is_empty();
-        let pace = super::plan::pace(config, waiting, state.circuit.is_cautious(), requests_per_s, state.last_start);
+        let pace = super::plan::pace(config, waiting, state.circuit.is_cautious(), busy, state.last_start);
         if let Some(rest) = state.last_made.map(|made| (made + pace.pause).saturating_duration_since(now)).filter(|r| !r.is_zero()) {
             orders.again_in = Some(rest);
             return orders;

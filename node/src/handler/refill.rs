@@ -9,6 +9,8 @@ use tokio::time::{Instant, sleep};
 
 /// How often it looks when nothing wakes it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the load of requests is reckoned, at most.
+const RECKON_EVERY: Duration = Duration::from_millis(200);
 /// How often one container too many is given up.
 const SHRINK_EVERY: Duration = Duration::from_secs(10);
 
@@ -16,7 +18,7 @@ impl Shared {
     /// Keeps the pool filled and slots clean until the handler stops.
     pub(super) async fn refill(self: Arc<Self>) {
         let (mut refreshed, mut shrunk) = (Instant::now() - LOOK_EVERY, Instant::now());
-        let mut rate = RequestRate::new(&self);
+        let mut load = Load::new();
         loop {
             let now = Instant::now();
             self.clean_up(now).await;
@@ -28,7 +30,7 @@ impl Shared {
                 }
                 self.refresh_pool(shrink, now);
             }
-            let orders = self.pool.orders(&self.config, now, rate.read(&self, now), self.memory_short(), || self.slots.take());
+            let orders = self.pool.orders(&self.config, now, load.is_high(&self, now), self.memory_short(), || self.slots.take());
             for (id, kind, slot) in orders.make {
                 self.spawn(Arc::clone(&self).fill(id, kind, slot));
             }
@@ -55,30 +57,31 @@ impl Shared {
     }
 }
 
-/// Requests per second of all containers, over the time since it was last reckoned.
-struct RequestRate {
+/// How busy containers are: requests per second since it was last reckoned, and requests that run.
+struct Load {
     total: u64,
     at: Instant,
     per_s: f64,
+    running: u32,
 }
 
-impl RequestRate {
-    fn new(shared: &Shared) -> Self {
-        Self { total: total(shared), at: Instant::now(), per_s: 0.0 }
+impl Load {
+    fn new() -> Self {
+        Self { total: 0, at: Instant::now(), per_s: 0.0, running: 0 }
     }
 
-    fn read(&mut self, shared: &Shared, now: Instant) -> f64 {
+    /// Whether making containers would be felt: many requests come, or more run than there are processors.
+    fn is_high(&mut self, shared: &Shared, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at);
-        if passed >= Duration::from_millis(200) {
-            let total = total(shared);
-            // Containers that ended take their requests with them; then this look sees too few.
+        if passed >= RECKON_EVERY {
+            let containers = shared.containers();
+            let total = containers.iter().map(|c| c.leases.load(Relaxed)).sum::<u64>();
+            // Containers that ended take their requests with them; then this sees too few.
             self.per_s = total.saturating_sub(self.total) as f64 / passed.as_secs_f64();
+            self.running = containers.iter().map(|c| c.gate.requests()).sum();
             (self.total, self.at) = (total, now);
         }
-        self.per_s
+        let processors = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        self.per_s > f64::from(shared.config.refill_busy_rate) || self.running > processors
     }
-}
-
-fn total(shared: &Shared) -> u64 {
-    shared.containers().iter().map(|c| c.leases.load(Relaxed)).sum()
 }

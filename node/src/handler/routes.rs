@@ -39,16 +39,34 @@ impl Routes {
         self.shard(path).read().get(path).filter(|route| wanted(route)).cloned()
     }
 
-    /// Sends a function's requests here from now on.
+    /// Sends a function's requests here from now on, unless the container has just died: nothing would take the route away again.
     pub(super) fn set(&self, path: FunctionPath, route: Route) {
-        self.shard(&path).write().insert(path, route);
+        let container = Arc::clone(&route.container);
+        self.shard(&path).write().insert(path.clone(), route);
+        if !container.is_alive() {
+            self.remove(&path, &container);
+        }
     }
 
     /// Ends a function's route if it leads into this container.
     pub(super) fn remove(&self, path: &FunctionPath, container: &LiveContainer) {
+        self.remove_if(path, |route| route.container.id() == container.id());
+    }
+
+    /// Ends a function's route if it leads to this version in its container.
+    pub(super) fn remove_version(&self, path: &FunctionPath, loaded: &Arc<Loaded>) {
+        self.remove_if(path, |route| Arc::ptr_eq(&route.loaded, loaded));
+    }
+
+    fn remove_if(&self, path: &FunctionPath, is_it: impl FnOnce(&Route) -> bool) {
         let mut shard = self.shard(path).write();
-        if shard.get(path).is_some_and(|route| route.container.id() == container.id()) {
+        if shard.get(path).is_some_and(is_it) {
             shard.remove(path);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 /// A running `hearth up`.
 pub struct Platform {
-    _process: Process,
+    process: Process,
     http: reqwest::Client,
     token: String,
     /// `http://127.0.0.1:port`.
@@ -50,7 +50,7 @@ impl Platform {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        let platform = Self { _process: process, http, token, url, data_dir };
+        let platform = Self { process, http, token, url, data_dir };
         platform.wait_for_pool(pool_size).await?;
         Ok(platform)
     }
@@ -81,9 +81,29 @@ impl Platform {
     /// Containers that wait in the pool.
     pub async fn pool_level(&self) -> Result<usize> {
         let status = self.status().await?;
-        let level = status.pointer("/handler/pool/level").or_else(|| status.pointer("/handler/pool_level"));
+        let level = status.pointer("/handler/pool/level");
         let level = level.and_then(Value::as_u64).with_context(|| format!("no pool level in {status}"))?;
         Ok(usize::try_from(level)?)
+    }
+
+    /// Waits until a container with popular modules loaded waits in the pool.
+    pub async fn wait_for_preloaded(&self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let status = self.status().await?;
+            if status.pointer("/handler/pool/preloaded").and_then(Value::as_u64).unwrap_or(0) > 0 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("no container with popular modules within 60 s");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends it, its containers included.
+    pub fn stop(self) {
+        self.process.terminate();
     }
 
     /// Waits until so many containers wait in the pool.

@@ -16,6 +16,17 @@ use tokio::{
 /// A child process that ends with its owner.
 pub struct Process(Child);
 
+impl Process {
+    /// Asks it to leave, and waits.
+    pub fn terminate(mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let until = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < until && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
