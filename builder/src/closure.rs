@@ -148,7 +148,8 @@ mod tests {
     const ORIGIN: &str = "http://127.0.0.1:";
 
     fn package(more: Value) -> Value {
-        let mut base = json!({ "version": "1.0.0", "resolved": "http://127.0.0.1:1/-/file/x/-/1.0.0.tgz", "integrity": "sha512-x" });
+        let mut base =
+            json!({ "version": "1.0.0", "resolved": "http://127.0.0.1:1/-/file/x/-/1.0.0.tgz", "integrity": "sha512-x" });
         base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         base
     }
@@ -194,12 +195,16 @@ mod tests {
             json!({ "link": true }),
             json!({ "resolved": null }),
         ] {
-            let lock = lock(json!({ "node_modules/a": package(json!({ "dependencies": { "b": "1" } })), "node_modules/b": package(bad.clone()) }));
+            let lock = lock(
+                json!({ "node_modules/a": package(json!({ "dependencies": { "b": "1" } })), "node_modules/b": package(bad.clone()) }),
+            );
             assert!(matches!(closure(&lock, "a", ORIGIN), Err(ClosureError::Foreign { .. })), "{bad}");
         }
         let unhashed = lock(json!({ "node_modules/a": package(json!({ "integrity": null })) }));
         assert!(matches!(closure(&unhashed, "a", ORIGIN), Err(ClosureError::Unhashed { .. })));
-        let climbing = lock(json!({ "node_modules/a": package(json!({ "dependencies": { "../../etc": "1" } })), "node_modules/../../etc": package(json!({})) }));
+        let climbing = lock(
+            json!({ "node_modules/a": package(json!({ "dependencies": { "../../etc": "1" } })), "node_modules/../../etc": package(json!({})) }),
+        );
         assert!(closure(&climbing, "a", ORIGIN).is_err());
         assert!(matches!(closure(b"{", "a", ORIGIN), Err(ClosureError::Lock(_))));
     }

@@ -163,14 +163,27 @@ impl Builder {
     }
 
     /// Runs one container to its end; returns its exit code (none when it was ended at the deadline) and its output's end.
-    async fn run_container(&self, job: &BuildJob, slot: &BuildSlot, args: Vec<String>, timeout: Duration) -> Result<(Option<i64>, String), SandboxError> {
+    async fn run_container(
+        &self,
+        job: &BuildJob,
+        slot: &BuildSlot,
+        args: Vec<String>,
+        timeout: Duration,
+    ) -> Result<(Option<i64>, String), SandboxError> {
         let spec = SandboxSpec {
             slot: slot.number,
             purpose: Purpose::Build,
             node: job.node,
             slot_dir: slot.dir.clone(),
             runtime_dir: self.program_dir.clone(),
-            limits: Limits { memory_mb: self.config.memory_mb, cpu_millis: 2_000, cpu_shares: 256, pids: 512, nofile: 4_096, tmp_mb: 256 },
+            limits: Limits {
+                memory_mb: self.config.memory_mb,
+                cpu_millis: 2_000,
+                cpu_shares: 256,
+                pids: 512,
+                nofile: 4_096,
+                tmp_mb: 256,
+            },
             args,
         };
         for left in self.deps.sandbox.list().await?.into_iter().filter(|r| r.slot == slot.number && r.purpose == Purpose::Build) {
@@ -197,7 +210,13 @@ impl Builder {
         Ok((code, log[log.ceil_char_boundary(start)..].to_owned()))
     }
 
-    async fn store(&self, job: &BuildJob, slot: &BuildSlot, root: &Path, closure: Closure) -> Result<(ArtifactRef, Option<String>), StoreFailure> {
+    async fn store(
+        &self,
+        job: &BuildJob,
+        slot: &BuildSlot,
+        root: &Path,
+        closure: Closure,
+    ) -> Result<(ArtifactRef, Option<String>), StoreFailure> {
         let manifest = serde_json::json!({
             "module": job.spec, "node": job.node, "arch": std::env::consts::ARCH, "scripts": job.scripts,
             "lock_sha256": closure.lock_sha256, "integrity": closure.integrity,
@@ -245,7 +264,8 @@ fn read_closure(root: &Path, name: &str) -> Result<Closure, String> {
 fn explain(log: &str, code: Option<i64>, timeout: Duration) -> String {
     let Some(code) = code else { return format!("the build did not end within {timeout:?}") };
     let telling = log.lines().filter_map(|l| l.strip_prefix("npm error ").or_else(|| l.strip_prefix("npm ERR! ")));
-    let lines: Vec<&str> = telling.filter(|l| !l.contains("complete log") && !l.trim().is_empty() && !l.contains("/build/")).take(8).collect();
+    let lines: Vec<&str> =
+        telling.filter(|l| !l.contains("complete log") && !l.trim().is_empty() && !l.contains("/build/")).take(8).collect();
     if lines.is_empty() {
         let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no output");
         return format!("npm ended with code {code}: {}", last.chars().take(300).collect::<String>());

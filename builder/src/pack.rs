@@ -138,7 +138,11 @@ fn walk(builder: &mut tar::Builder<impl Write>, root: &Path, dir: &Path, depth: 
             if count.bytes > BYTES_MAX {
                 return Err(PackError::TooMuch { what: "bytes", limit: BYTES_MAX });
             }
-            let file = rustix::fs::open(root.join(&name), rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW, rustix::fs::Mode::empty());
+            let file = rustix::fs::open(
+                root.join(&name),
+                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW,
+                rustix::fs::Mode::empty(),
+            );
             let file = File::from(file.map_err(io::Error::from)?);
             let executable = metadata.permissions().mode() & 0o111 != 0;
             append(builder, text, executable, metadata.len(), io::Read::take(file, metadata.len()))?;

@@ -36,7 +36,9 @@ impl Builder {
                 match self.settle_version(path, *version).await {
                     Ok(true) => settled += 1,
                     Ok(false) => {}
-                    Err(error) => tracing::warn!(function = %path, %error, "a version could not be settled; the sweep will try again"),
+                    Err(error) => {
+                        tracing::warn!(function = %path, %error, "a version could not be settled; the sweep will try again")
+                    }
                 }
             }
             // Those that are left wait for another module as well.
@@ -88,7 +90,12 @@ impl Builder {
             for record in page.items {
                 match &record.state {
                     BuildState::Queued if now().since(record.created_at) > LOST_AFTER && self.queue_is_empty().await => {
-                        let job = BuildJob { key: record.key.clone(), spec: record.spec.clone(), node: record.node, scripts: record.scripts };
+                        let job = BuildJob {
+                            key: record.key.clone(),
+                            spec: record.spec.clone(),
+                            node: record.node,
+                            scripts: record.scripts,
+                        };
                         tracing::warn!(module = %record.spec, "a queued build had no job; sending one");
                         self.deps.queue.send(&job, Duration::ZERO).await.map_err(|e| e.to_string())?;
                     }

@@ -101,7 +101,8 @@ fn prepare_data_dir(dir: &Path) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     fs::create_dir_all(dir).with_context(|| format!("data_dir {}: cannot be made", dir.display()))?;
     // Containers' users pass through it to the directories that are mounted; they must not list it.
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).with_context(|| format!("data_dir {}: is not ours", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711))
+        .with_context(|| format!("data_dir {}: is not ours", dir.display()))?;
     Ok(dir.canonicalize()?)
 }
 
@@ -127,9 +128,9 @@ async fn connect_docker(settings: &Settings, data_dir: &Path) -> Result<DockerSa
     if config.instance == hearth_sandbox::docker::Config::default().instance {
         config.instance = instance_name(data_dir)?;
     }
-    let docker = DockerSandbox::connect(config)
-        .await
-        .context("Docker cannot be used; is it installed and running? `make up` sees to both, `docker.socket` says where it listens")?;
+    let docker = DockerSandbox::connect(config).await.context(
+        "Docker cannot be used; is it installed and running? `make up` sees to both, `docker.socket` says where it listens",
+    )?;
     for purpose in [Purpose::Runtime, Purpose::Build] {
         docker.ensure_image(&image::default_cache_dir(), purpose, &|line| tracing::info!("image: {line}")).await?;
     }
@@ -153,7 +154,8 @@ fn instance_name(data_dir: &Path) -> Result<String> {
 fn announce(node: &Node, file: Option<&Path>, token_file: &Path, role: Role) -> Result<()> {
     let (addr, ops) = (node.addr(), node.ops_addr());
     if let Some(file) = file {
-        let text = serde_json::json!({ "url": format!("http://{addr}"), "ops_url": format!("http://{ops}"), "token_file": token_file });
+        let text =
+            serde_json::json!({ "url": format!("http://{addr}"), "ops_url": format!("http://{ops}"), "token_file": token_file });
         let aside = file.with_extension("new");
         fs::write(&aside, text.to_string())?;
         fs::rename(aside, file)?;

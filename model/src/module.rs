@@ -21,7 +21,9 @@ pub enum ModuleError {
         text: String,
     },
     /// Something npm accepts that Hearth does not.
-    #[error("{name}: {kind} dependencies are refused, because what they install can change and runs unreviewed; name a version range of the registry such as ^1.2.0")]
+    #[error(
+        "{name}: {kind} dependencies are refused, because what they install can change and runs unreviewed; name a version range of the registry such as ^1.2.0"
+    )]
     Source {
         /// The dependency.
         name: String,
@@ -195,8 +197,15 @@ impl BuildInputs<'_> {
     #[must_use]
     pub fn key(&self) -> BuildKey {
         let mut hash = Sha256::new();
-        let fields =
-            ["hearth-build-1", self.spec.name.as_str(), &self.spec.version, self.node.abi(), self.arch, if self.scripts { "scripts" } else { "no-scripts" }, self.image];
+        let fields = [
+            "hearth-build-1",
+            self.spec.name.as_str(),
+            &self.spec.version,
+            self.node.abi(),
+            self.arch,
+            if self.scripts { "scripts" } else { "no-scripts" },
+            self.image,
+        ];
         for field in fields {
             hash.update((field.len() as u64).to_be_bytes());
             hash.update(field.as_bytes());
@@ -305,9 +314,27 @@ mod tests {
             assert_eq!(good.parse::<ModuleSpec>().unwrap().to_string(), good);
         }
         for bad in [
-            "lodash", "lodash@", "lodash@^4", "lodash@4", "lodash@latest", "@a@1.0.0", "@a/b", "Lodash@1.0.0", "../x@1.0.0", "a/b@1.0.0",
-            "lodash@v1.0.0", "lodash@1.0.0 || 2.0.0", "lodash@npm:x@1.0.0", "lodash@1.0.0\n", ".x@1.0.0", "node_modules@1.0.0", "_x@1.0.0",
-            "@/x@1.0.0", "@x/@1.0.0", "x y@1.0.0", "lodash@=1.0.0",
+            "lodash",
+            "lodash@",
+            "lodash@^4",
+            "lodash@4",
+            "lodash@latest",
+            "@a@1.0.0",
+            "@a/b",
+            "Lodash@1.0.0",
+            "../x@1.0.0",
+            "a/b@1.0.0",
+            "lodash@v1.0.0",
+            "lodash@1.0.0 || 2.0.0",
+            "lodash@npm:x@1.0.0",
+            "lodash@1.0.0\n",
+            ".x@1.0.0",
+            "node_modules@1.0.0",
+            "_x@1.0.0",
+            "@/x@1.0.0",
+            "@x/@1.0.0",
+            "x y@1.0.0",
+            "lodash@=1.0.0",
         ] {
             assert!(bad.parse::<ModuleSpec>().is_err(), "{bad:?}");
         }
@@ -320,8 +347,17 @@ mod tests {
             assert_eq!(check_range(&name, good), Ok(()), "{good}");
         }
         for (bad, kind) in [
-            ("git+https://h/x", "git"), ("github:a/b", "git"), ("a/b", "git"), ("git@h:a/b", "git"), ("file:../x", "file"), ("./x", "file"),
-            ("https://h/x.tgz", "url"), ("http://h/x.tgz", "url"), ("npm:y@1.0.0", "alias"), ("link:x", "file"), ("workspace:*", "file"),
+            ("git+https://h/x", "git"),
+            ("github:a/b", "git"),
+            ("a/b", "git"),
+            ("git@h:a/b", "git"),
+            ("file:../x", "file"),
+            ("./x", "file"),
+            ("https://h/x.tgz", "url"),
+            ("http://h/x.tgz", "url"),
+            ("npm:y@1.0.0", "alias"),
+            ("link:x", "file"),
+            ("workspace:*", "file"),
         ] {
             match check_range(&name, bad) {
                 Err(ModuleError::Source { kind: found, .. }) => assert_eq!(found, kind, "{bad}"),

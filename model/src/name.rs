@@ -7,7 +7,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The text breaks the pattern.
-    #[error("{noun} name {text:?} must match [a-z0-9][a-z0-9-]{{0,62}}: lower-case letters, digits and hyphens, 1 to 63 of them, not starting with a hyphen")]
+    #[error(
+        "{noun} name {text:?} must match [a-z0-9][a-z0-9-]{{0,62}}: lower-case letters, digits and hyphens, 1 to 63 of them, not starting with a hyphen"
+    )]
     Pattern {
         /// Which noun was being named.
         noun: &'static str,
@@ -52,11 +54,7 @@ macro_rules! name {
         impl FromStr for $type {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                if is_name(text) {
-                    Ok(Self(text.into()))
-                } else {
-                    Err(NameError::Pattern { noun: $noun, text: cut(text) })
-                }
+                if is_name(text) { Ok(Self(text.into())) } else { Err(NameError::Pattern { noun: $noun, text: cut(text) }) }
             }
         }
         impl TryFrom<String> for $type {

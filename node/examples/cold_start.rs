@@ -18,7 +18,14 @@ const POOL: u32 = 8;
 fn percentiles(name: &str, mut samples: Vec<f64>) {
     samples.sort_by(f64::total_cmp);
     let at = |p: f64| samples[((samples.len() - 1) as f64 * p) as usize];
-    println!("{name:<34} p50 {:>8.3}  p90 {:>8.3}  p99 {:>8.3}  max {:>8.3} ms  ({})", at(0.5), at(0.9), at(0.99), at(1.0), samples.len());
+    println!(
+        "{name:<34} p50 {:>8.3}  p90 {:>8.3}  p99 {:>8.3}  max {:>8.3} ms  ({})",
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0),
+        samples.len()
+    );
 }
 
 fn ms(since: Instant) -> f64 {

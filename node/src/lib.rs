@@ -3,10 +3,8 @@
 
 pub mod catalog;
 pub mod config;
-#[cfg_attr(not(feature = "handler-next"), path = "containers/mod.rs")]
 pub mod handler;
 pub mod logs;
-#[path = "management/mod.rs"]
 pub mod manage;
 pub mod modules;
 pub mod ops;

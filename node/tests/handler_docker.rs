@@ -108,7 +108,8 @@ async fn the_next_process_goes_on_with_living_containers() {
     let lease = first.acquire(&counts).await.unwrap();
     assert_eq!(call(&lease, "counts@1").await.1, "1");
     let slot = bed.slot_of("acme/main", &first);
-    eventually("the state is written", || std::fs::read_to_string(slot.join("state.json")).is_ok_and(|s| s.contains("counts"))).await;
+    eventually("the state is written", || std::fs::read_to_string(slot.join("state.json")).is_ok_and(|s| s.contains("counts")))
+        .await;
     drop(lease);
     first.shutdown(true).await;
     drop(first);

@@ -141,8 +141,10 @@ impl Registry {
             Err(error) => return Err(error),
         };
         let parsed = serde_json::from_slice(&fetched);
-        let packument: Packument =
-            parsed.map_err(|e| ResolveError::Registry { module: name.to_string(), detail: format!("its description cannot be read: {e}") })?;
+        let packument: Packument = parsed.map_err(|e| ResolveError::Registry {
+            module: name.to_string(),
+            detail: format!("its description cannot be read: {e}"),
+        })?;
         let packument = Arc::new(packument);
         self.packuments.insert(name.to_string(), (Arc::clone(&packument), Instant::now()));
         Ok(packument)

@@ -1,13 +1,21 @@
 //! The registry as a build sees it: an HTTP server on a unix socket that gives descriptions and files of packages and nothing else.
 //! Credentials, certificates and proxies stay outside; versions that are too young do not exist in it; what it gave is counted.
 
-use crate::{Registry, packument::{parse_time_s, plain}, resolve::ResolveError};
+use crate::{
+    Registry,
+    packument::{parse_time_s, plain},
+    resolve::ResolveError,
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::ModuleName;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{body::{Frame, Incoming}, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Map, Value};
 use std::{
@@ -32,8 +40,24 @@ const TARBALL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The fields of a version that npm installs by.
 const FIELDS: [&str; 18] = [
-    "name", "version", "dependencies", "optionalDependencies", "peerDependencies", "peerDependenciesMeta", "bundleDependencies",
-    "bundledDependencies", "bin", "directories", "engines", "os", "cpu", "libc", "dist", "deprecated", "hasInstallScript", "_hasShrinkwrap",
+    "name",
+    "version",
+    "dependencies",
+    "optionalDependencies",
+    "peerDependencies",
+    "peerDependenciesMeta",
+    "bundleDependencies",
+    "bundledDependencies",
+    "bin",
+    "directories",
+    "engines",
+    "os",
+    "cpu",
+    "libc",
+    "dist",
+    "deprecated",
+    "hasInstallScript",
+    "_hasShrinkwrap",
 ];
 
 /// What one build has asked for.
@@ -174,7 +198,8 @@ fn trim(full: &Value, name: &ModuleName, host: &str, min_age_s: u64, now_s: u64)
         let Some(version) = version.as_str() else { continue };
         let newest = || {
             let limit = parsed(version)?;
-            let lower = versions.keys().filter_map(|v| Some((parsed(v)?, v))).filter(|(v, _)| *v <= limit && v.pre_release().is_empty());
+            let lower =
+                versions.keys().filter_map(|v| Some((parsed(v)?, v))).filter(|(v, _)| *v <= limit && v.pre_release().is_empty());
             lower.max().map(|(_, v)| v.clone())
         };
         // A tag on a version that is too young points to the newest before it.
@@ -202,7 +227,9 @@ async fn tarball(registry: &Registry, usage: &Usage, name: &ModuleName, version:
     }
     let length = response.content_length();
     if length.is_some_and(|l| l > TARBALL_BYTES_MAX) {
-        return Err(ResolveError::UnknownModule { module: format!("{name}@{version} (its file is over {TARBALL_BYTES_MAX} bytes)") });
+        return Err(ResolveError::UnknownModule {
+            module: format!("{name}@{version} (its file is over {TARBALL_BYTES_MAX} bytes)"),
+        });
     }
     usage.bytes.fetch_add(length.unwrap_or(0), Relaxed);
     let mut left = TARBALL_BYTES_MAX;
@@ -226,7 +253,16 @@ mod tests {
         assert_eq!(parse("/lodash"), Some(Wanted::Packument("lodash".parse().unwrap())));
         assert_eq!(parse("/@scope%2fx"), Some(Wanted::Packument(name.clone())));
         assert_eq!(parse("/-/file/@scope/x/-/1.0.0.tgz"), Some(Wanted::Tarball(name, "1.0.0".into())));
-        for bad in ["/", "", "/-/npm/v1/security/audits", "/../etc/passwd", "/lodash/-/lodash-1.0.0.tgz", "/-/user/token", "/Lodash", "/a/b/c"] {
+        for bad in [
+            "/",
+            "",
+            "/-/npm/v1/security/audits",
+            "/../etc/passwd",
+            "/lodash/-/lodash-1.0.0.tgz",
+            "/-/user/token",
+            "/Lodash",
+            "/a/b/c",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -1,6 +1,9 @@
 //! Ranges to exact versions, as npm picks them, but none that is too young; peers that nobody listed are added.
 
-use crate::{Registry, packument::{Manifest, Packument}};
+use crate::{
+    Registry,
+    packument::{Manifest, Packument},
+};
 use hearth_model::{Fault, ModuleName, ModuleSpec, Timestamp, module::ModuleError};
 use nodejs_semver::{Range, Version};
 use std::{
@@ -34,7 +37,9 @@ pub enum ResolveError {
         hint: String,
     },
     /// What fits is younger than allowed.
-    #[error("{module}@{version} was published less than {min_age_days} days ago; it can be used in {wait_hours} h, or sooner if the operator makes an exception")]
+    #[error(
+        "{module}@{version} was published less than {min_age_days} days ago; it can be used in {wait_hours} h, or sooner if the operator makes an exception"
+    )]
     TooYoung {
         /// Which.
         module: String,
@@ -46,7 +51,9 @@ pub enum ResolveError {
         wait_hours: u64,
     },
     /// Two modules want different versions of a third, and the function does not decide.
-    #[error("{module} is wanted as {first:?} and as {second:?} by modules of this function; list {module} in its dependencies with a version that suits both")]
+    #[error(
+        "{module} is wanted as {first:?} and as {second:?} by modules of this function; list {module} in its dependencies with a version that suits both"
+    )]
     PeerConflict {
         /// The peer.
         module: String,
@@ -151,7 +158,13 @@ impl Registry {
         }
         let names: BTreeSet<ModuleName> = picked.keys().cloned().collect();
         let resolved = picked.into_iter().map(|(name, p)| Resolved {
-            peers: p.manifest.peers.keys().filter_map(|peer| peer.parse().ok()).filter(|peer| names.contains(peer) && *peer != name).collect(),
+            peers: p
+                .manifest
+                .peers
+                .keys()
+                .filter_map(|peer| peer.parse().ok())
+                .filter(|peer| names.contains(peer) && *peer != name)
+                .collect(),
             spec: ModuleSpec { name, version: p.version },
             direct: p.direct,
             integrity: p.manifest.dist.integrity,
@@ -160,9 +173,16 @@ impl Registry {
     }
 
     /// As npm picks: the tag's version; the exact version; `latest` if it satisfies the range; else the highest that is not deprecated.
-    fn pick(&self, name: &ModuleName, range: &str, packument: &Arc<Packument>, now: Timestamp) -> Result<(String, Manifest), ResolveError> {
+    fn pick(
+        &self,
+        name: &ModuleName,
+        range: &str,
+        packument: &Arc<Packument>,
+        now: Timestamp,
+    ) -> Result<(String, Manifest), ResolveError> {
         let range_text = if range.trim().is_empty() { "*" } else { range.trim() };
-        let min_age_s = if self.config.min_release_age_except.contains(name.as_str()) { 0 } else { self.config.min_release_age.as_secs() };
+        let min_age_s =
+            if self.config.min_release_age_except.contains(name.as_str()) { 0 } else { self.config.min_release_age.as_secs() };
         let age_s = |version: &str| packument.published_s(version).map_or(u64::MAX, |at| (now.0 / 1_000).saturating_sub(at));
         let found = |version: &str| packument.versions.get(version).map(|m| (version.to_owned(), m.clone()));
         let too_young = |version: &str| ResolveError::TooYoung {
@@ -172,19 +192,20 @@ impl Registry {
             wait_hours: (min_age_s.saturating_sub(age_s(version))).div_ceil(3_600),
         };
         let none = || ResolveError::NoVersion { module: name.to_string(), range: range_text.to_owned(), hint: hint(packument) };
-        let satisfying: Vec<(Version, &String)> = match (packument.tags.get(range_text), Version::parse(range_text), Range::parse(range_text)) {
-            (_, Ok(_), _) if packument.versions.contains_key(range_text) => {
-                let version = range_text;
-                return if age_s(version) < min_age_s { Err(too_young(version)) } else { found(version).ok_or_else(none) };
-            }
-            // A tag that points to something too young means the newest old enough below it.
-            (Some(tagged), _, _) => {
-                let Ok(top) = Version::parse(tagged) else { return Err(none()) };
-                versions(packument).filter(|(v, _)| *v <= top && (v.pre_release().is_empty() || *v == top)).collect()
-            }
-            (None, _, Ok(range)) => versions(packument).filter(|(v, _)| range.satisfies(v)).collect(),
-            (None, _, Err(_)) => return Err(none()),
-        };
+        let satisfying: Vec<(Version, &String)> =
+            match (packument.tags.get(range_text), Version::parse(range_text), Range::parse(range_text)) {
+                (_, Ok(_), _) if packument.versions.contains_key(range_text) => {
+                    let version = range_text;
+                    return if age_s(version) < min_age_s { Err(too_young(version)) } else { found(version).ok_or_else(none) };
+                }
+                // A tag that points to something too young means the newest old enough below it.
+                (Some(tagged), _, _) => {
+                    let Ok(top) = Version::parse(tagged) else { return Err(none()) };
+                    versions(packument).filter(|(v, _)| *v <= top && (v.pre_release().is_empty() || *v == top)).collect()
+                }
+                (None, _, Ok(range)) => versions(packument).filter(|(v, _)| range.satisfies(v)).collect(),
+                (None, _, Err(_)) => return Err(none()),
+            };
         let latest = packument.tags.get("latest");
         let newest = satisfying.iter().max_by(|a, b| a.0.cmp(&b.0)).map(|(_, text)| (*text).clone());
         let old_enough = satisfying.into_iter().filter(|(_, text)| age_s(text) >= min_age_s);

@@ -1,8 +1,16 @@
 //! Which backends hold the state; each variant carries all that it needs.
 
-use crate::{ArtifactStore, BuildQueue, FunctionStore, directory::DirectoryStore, keyring::{FileKeyring, Keyring}, sqlite::SqliteStore};
+use crate::{
+    ArtifactStore, BuildQueue, FunctionStore,
+    directory::DirectoryStore,
+    keyring::{FileKeyring, Keyring},
+    sqlite::SqliteStore,
+};
 use serde::{Deserialize, Serialize};
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Where functions, tenants, tokens, module records and the build queue are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use crate::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::{
-    ArtifactRef, BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Scope, Tenant, TenantLimits, Timestamp,
-    Token, TokenHash, VersionNumber, VersionStatus, function::NodeVersion, limits,
+    ArtifactRef, BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Scope, Tenant, TenantLimits,
+    Timestamp, Token, TokenHash, VersionNumber, VersionStatus, function::NodeVersion, limits,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -39,7 +39,12 @@ fn version(status: VersionStatus, modules: &[&str]) -> NewVersion {
 }
 
 fn module(name: &str) -> ResolvedModule {
-    ResolvedModule { spec: format!("{name}@1.0.0").parse().expect("a spec"), build: BuildKey(name.into()), peers: vec![], direct: true }
+    ResolvedModule {
+        spec: format!("{name}@1.0.0").parse().expect("a spec"),
+        build: BuildKey(name.into()),
+        peers: vec![],
+        direct: true,
+    }
 }
 
 fn record(name: &str) -> ModuleRecord {
@@ -80,10 +85,16 @@ async fn tenants_and_containers(store: &dyn FunctionStore) {
     store.ping().await.unwrap();
     let first = store.put_tenant(tenant("gen"), Precondition::Absent).await.unwrap();
     assert_eq!(first.generation, 1);
-    assert!(matches!(store.put_tenant(tenant("gen"), Precondition::Absent).await, Err(StoreError::Precondition { actual: Some(1), .. })));
+    assert!(matches!(
+        store.put_tenant(tenant("gen"), Precondition::Absent).await,
+        Err(StoreError::Precondition { actual: Some(1), .. })
+    ));
     let second = store.put_tenant(tenant("gen"), Precondition::Generation(1)).await.unwrap();
     assert_eq!((second.generation, second.created_at), (2, first.created_at));
-    assert!(matches!(store.put_tenant(tenant("gen"), Precondition::Generation(1)).await, Err(StoreError::Precondition { actual: Some(2), .. })));
+    assert!(matches!(
+        store.put_tenant(tenant("gen"), Precondition::Generation(1)).await,
+        Err(StoreError::Precondition { actual: Some(2), .. })
+    ));
     assert_eq!(store.get_tenant(&first.name).await.unwrap(), Some(second));
     let orphan = Container::with_defaults(&path("nobody/main/x").container_path(), Timestamp(0));
     assert!(matches!(store.put_container(orphan, Precondition::None).await, Err(StoreError::NotFound { .. })));
@@ -91,7 +102,10 @@ async fn tenants_and_containers(store: &dyn FunctionStore) {
     with_container(store, &function).await;
     assert!(matches!(store.delete_tenant(&first.name, Precondition::None).await, Err(StoreError::NotEmpty { .. })));
     store.create_version(&function, version(VersionStatus::Ready, &[]), Precondition::None).await.unwrap();
-    assert!(matches!(store.delete_container(&function.container_path(), Precondition::None).await, Err(StoreError::NotEmpty { .. })));
+    assert!(matches!(
+        store.delete_container(&function.container_path(), Precondition::None).await,
+        Err(StoreError::NotEmpty { .. })
+    ));
     let counts = store.count_tenant(&first.name).await.unwrap();
     assert_eq!((counts.containers, counts.functions), (1, 1));
     store.delete_function(&function, Precondition::None).await.unwrap();
@@ -159,7 +173,9 @@ async fn concurrent_versions(store: Arc<dyn FunctionStore>) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..32 {
         let (store, path) = (Arc::clone(&store), path.clone());
-        tasks.spawn(async move { store.create_version(&path, version(VersionStatus::Ready, &[]), Precondition::None).await.unwrap().1.version.0 });
+        tasks.spawn(async move {
+            store.create_version(&path, version(VersionStatus::Ready, &[]), Precondition::None).await.unwrap().1.version.0
+        });
     }
     let numbers: BTreeSet<u64> = tasks.join_all().await.into_iter().collect();
     assert_eq!(numbers, (1..=32).collect());
@@ -315,7 +331,12 @@ pub async fn artifacts(store: Arc<dyn ArtifactStore>) {
 }
 
 fn job(name: &str) -> BuildJob {
-    BuildJob { key: BuildKey(name.into()), spec: format!("{name}@1.0.0").parse().expect("a spec"), node: NodeVersion::V24, scripts: false }
+    BuildJob {
+        key: BuildKey(name.into()),
+        spec: format!("{name}@1.0.0").parse().expect("a spec"),
+        node: NodeVersion::V24,
+        scripts: false,
+    }
 }
 
 const NO_WAIT: Duration = Duration::ZERO;
@@ -376,5 +397,9 @@ pub async fn queue(queue: Arc<dyn BuildQueue>, receives_max: u32) {
         });
     }
     let seen: Vec<String> = workers.join_all().await.into_iter().flatten().collect();
-    assert_eq!((seen.len(), seen.iter().collect::<BTreeSet<_>>().len()), (20, 20), "each is delivered once to a worker that is quick");
+    assert_eq!(
+        (seen.len(), seen.iter().collect::<BTreeSet<_>>().len()),
+        (20, 20),
+        "each is delivered once to a worker that is quick"
+    );
 }

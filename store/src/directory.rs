@@ -150,8 +150,9 @@ impl ArtifactStore for DirectoryStore {
         };
         let bytes = file.metadata().await.map_err(|e| self.unavailable("stat", &e))?.len();
         let resource = self.root.display().to_string();
-        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES)
-            .map(move |chunk| chunk.map_err(|e| ArtifactError::Unavailable { call: "read", resource: resource.clone(), detail: e.to_string() }));
+        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES).map(move |chunk| {
+            chunk.map_err(|e| ArtifactError::Unavailable { call: "read", resource: resource.clone(), detail: e.to_string() })
+        });
         Ok((bytes, crate::artifact::verified(sha256.to_owned(), chunks.boxed())))
     }
 

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use hearth_model::{
-    BuildKey, CodeRef, Container, ContainerPath, Function, FunctionPath, FunctionVersion, Model, ModuleRecord,
-    ResolvedModule, Tenant, TenantName, Token, TokenHash, VersionNumber, VersionStatus, function::SealedSecret,
+    BuildKey, CodeRef, Container, ContainerPath, Function, FunctionPath, FunctionVersion, Model, ModuleRecord, ResolvedModule,
+    Tenant, TenantName, Token, TokenHash, VersionNumber, VersionStatus, function::SealedSecret,
 };
 use std::collections::BTreeMap;
 
@@ -144,7 +144,8 @@ pub trait FunctionStore: Send + Sync + 'static {
     /// Refused with `NotEmpty` while it has functions.
     async fn delete_container(&self, path: &ContainerPath, precondition: Precondition) -> Result<(), StoreError>;
     /// In the order of names.
-    async fn list_containers(&self, tenant: &TenantName, cursor: Option<&str>, limit: usize) -> Result<Page<Container>, StoreError>;
+    async fn list_containers(&self, tenant: &TenantName, cursor: Option<&str>, limit: usize)
+    -> Result<Page<Container>, StoreError>;
 
     /// Adds the next version in one step with the function's record (made when it is new). A `Ready` version goes live at
     /// once. Versions beyond `VERSIONS_KEPT_MAX` are dropped, the oldest first, never the live one. `NotFound` when the
@@ -157,9 +158,19 @@ pub trait FunctionStore: Send + Sync + 'static {
     ) -> Result<(Function, FunctionVersion), StoreError>;
     /// Ends `Building`. To `Ready`: the version goes live in the same step unless a newer version went live or was rolled
     /// back to meanwhile. Settling twice the same way changes nothing; settling what is not `Building` otherwise is ignored.
-    async fn settle_version(&self, path: &FunctionPath, version: VersionNumber, status: VersionStatus) -> Result<Function, StoreError>;
+    async fn settle_version(
+        &self,
+        path: &FunctionPath,
+        version: VersionNumber,
+        status: VersionStatus,
+    ) -> Result<Function, StoreError>;
     /// Makes an existing `Ready` version live (rollback). `NotFound` when there is none such that is ready.
-    async fn set_live(&self, path: &FunctionPath, version: VersionNumber, precondition: Precondition) -> Result<Function, StoreError>;
+    async fn set_live(
+        &self,
+        path: &FunctionPath,
+        version: VersionNumber,
+        precondition: Precondition,
+    ) -> Result<Function, StoreError>;
     /// None when there is no such function.
     async fn get_function(&self, path: &FunctionPath) -> Result<Option<Function>, StoreError>;
     /// None when there is no such version.
@@ -171,7 +182,12 @@ pub trait FunctionStore: Send + Sync + 'static {
     /// In the order of names.
     async fn list_functions(&self, path: &ContainerPath, cursor: Option<&str>, limit: usize) -> Result<Page<Function>, StoreError>;
     /// The newest first.
-    async fn list_versions(&self, path: &FunctionPath, cursor: Option<&str>, limit: usize) -> Result<Page<FunctionVersion>, StoreError>;
+    async fn list_versions(
+        &self,
+        path: &FunctionPath,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<FunctionVersion>, StoreError>;
     /// How many containers and functions a tenant has.
     async fn count_tenant(&self, tenant: &TenantName) -> Result<TenantCounts, StoreError>;
 
@@ -180,7 +196,8 @@ pub trait FunctionStore: Send + Sync + 'static {
     /// None when there is no such token. Expiry is the caller's business.
     async fn get_token(&self, hash: &TokenHash) -> Result<Option<Token>, StoreError>;
     /// All tokens, or those of one tenant, in the order of ids.
-    async fn list_tokens(&self, tenant: Option<&TenantName>, cursor: Option<&str>, limit: usize) -> Result<Page<Token>, StoreError>;
+    async fn list_tokens(&self, tenant: Option<&TenantName>, cursor: Option<&str>, limit: usize)
+    -> Result<Page<Token>, StoreError>;
     /// By id. `NotFound` when there is none.
     async fn delete_token(&self, id: &str) -> Result<Token, StoreError>;
 
@@ -201,7 +218,12 @@ pub trait FunctionStore: Send + Sync + 'static {
     /// The function's storage document and its etag.
     async fn get_document(&self, path: &FunctionPath) -> Result<Option<(serde_json::Value, u64)>, StoreError>;
     /// Writes (or with null deletes) the document; `Precondition` refers to its etag. Returns the new etag.
-    async fn put_document(&self, path: &FunctionPath, data: serde_json::Value, precondition: Precondition) -> Result<u64, StoreError>;
+    async fn put_document(
+        &self,
+        path: &FunctionPath,
+        data: serde_json::Value,
+        precondition: Precondition,
+    ) -> Result<u64, StoreError>;
 }
 
 /// What a tenant has.

@@ -133,7 +133,8 @@ impl Keyring for FileKeyring {
         let cipher = self.keys.get(&self.active).ok_or_else(refused)?;
         let nonce: [u8; 24] = rand::random();
         let aad = associated_data(path, name);
-        let sealed = cipher.encrypt(XNonce::from_slice(&nonce), Payload { msg: value.as_bytes(), aad: &aad }).map_err(|_| refused())?;
+        let sealed =
+            cipher.encrypt(XNonce::from_slice(&nonce), Payload { msg: value.as_bytes(), aad: &aad }).map_err(|_| refused())?;
         Ok(SealedSecret(format!("v1:{}:{}", self.active, STANDARD_NO_PAD.encode([nonce.as_slice(), &sealed].concat()))))
     }
 

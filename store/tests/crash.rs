@@ -81,7 +81,12 @@ fn what_was_acknowledged_is_there_after_a_kill() {
         runtime.block_on(async {
             let store = SqliteStore::open(&file, 5).unwrap();
             let function = store.get_function(&path()).await.unwrap().unwrap();
-            assert!(function.latest.0 >= acknowledged, "round {round}: {} was acknowledged, {} is there", acknowledged, function.latest);
+            assert!(
+                function.latest.0 >= acknowledged,
+                "round {round}: {} was acknowledged, {} is there",
+                acknowledged,
+                function.latest
+            );
             let newest = store.get_version(&path(), VersionNumber(acknowledged)).await.unwrap();
             assert!(newest.is_some(), "round {round}: version {acknowledged} is gone");
         });

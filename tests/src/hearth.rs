@@ -68,7 +68,9 @@ pub struct Hearth {
 pub fn binary() -> PathBuf {
     let tests = std::env::current_exe().expect("this program");
     let found = tests.ancestors().skip(1).map(|dir| dir.join("hearth")).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("no `hearth` beside {}: run `make test`, or `cargo build --workspace --all-targets`", tests.display()))
+    found.unwrap_or_else(|| {
+        panic!("no `hearth` beside {}: run `make test`, or `cargo build --workspace --all-targets`", tests.display())
+    })
 }
 
 impl Hearth {
@@ -94,7 +96,12 @@ impl Hearth {
         let dir = tempfile::Builder::new().prefix("hearth-test-").tempdir().expect("a temporary directory");
         let instance = format!("t{}-{}", std::process::id(), STARTED.fetch_add(1, Relaxed));
         // A connection is used for one request at a time and thrown away: no test depends on what another left behind.
-        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(60)).build().expect("a client");
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .timeout(Duration::from_secs(60))
+            .build()
+            .expect("a client");
         let (url, ops_url, token) = Default::default();
         Self { dir, instance, options, child: None, http, url, ops_url, token }
     }
@@ -159,7 +166,15 @@ impl Hearth {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let mut command = Command::new(binary());
         command
-            .args(["up", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--pool-size", &self.options.pool_size.to_string()])
+            .args([
+                "up",
+                "--listen",
+                "127.0.0.1:0",
+                "--ops-listen",
+                "127.0.0.1:0",
+                "--pool-size",
+                &self.options.pool_size.to_string(),
+            ])
             .arg("--data-dir")
             .arg(self.data_dir())
             .arg("--announce")
@@ -329,7 +344,13 @@ impl Hearth {
     pub async fn logs(&self, container: &str) -> Vec<Value> {
         let (tenant, name) = container.split_once('/').unwrap_or_else(|| panic!("{container} is no container's path"));
         let answer = Answer::of(self.api(Method::GET, &format!("/tenants/{tenant}/containers/{name}/logs?follow=false"))).await;
-        answer.expect(200).text.lines().filter_map(|l| l.strip_prefix("data:")).filter_map(|l| serde_json::from_str(l).ok()).collect()
+        answer
+            .expect(200)
+            .text
+            .lines()
+            .filter_map(|l| l.strip_prefix("data:"))
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .collect()
     }
 
     /// Waits until a container has logged a line that contains `text`.

@@ -69,7 +69,9 @@ impl Deploy {
         }
         let status = function["status"].as_str().unwrap_or("-");
         let line = match status {
-            "ready" => format!("{} serves version {version} at {}/run/{}", self.path, self.connection.url.trim_end_matches('/'), self.path),
+            "ready" => {
+                format!("{} serves version {version} at {}/run/{}", self.path, self.connection.url.trim_end_matches('/'), self.path)
+            }
             _ => format!("{} version {version} is {status}; `hearth versions {}` tells when it serves", self.path, self.path),
         };
         show::done(&function, self.connection.json, &line)
@@ -81,7 +83,8 @@ impl Deploy {
         let mut told: BTreeMap<String, String> = BTreeMap::new();
         loop {
             let current = client.get(&url).await?;
-            let modules: BTreeSet<String> = current["modules"].as_array().into_iter().flatten().filter_map(|m| m.as_str().map(str::to_owned)).collect();
+            let modules: BTreeSet<String> =
+                current["modules"].as_array().into_iter().flatten().filter_map(|m| m.as_str().map(str::to_owned)).collect();
             for module in &modules {
                 let builds = client.get(&format!("/v1/modules/{}", module.replace('/', "%2f"))).await.unwrap_or(Value::Null);
                 let Some(build) = builds.as_array().and_then(|b| b.last()) else { continue };
@@ -102,7 +105,11 @@ impl Deploy {
                 _ => return client.get(&function_url(&self.path)).await,
             }
             if began.elapsed() > Duration::from_secs(self.wait_s) {
-                bail!("version {version} is still building after {} s; it will serve when it is done, `hearth versions {}` tells", self.wait_s, self.path);
+                bail!(
+                    "version {version} is still building after {} s; it will serve when it is done, `hearth versions {}` tells",
+                    self.wait_s,
+                    self.path
+                );
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
@@ -131,7 +138,8 @@ impl Deploy {
         body.insert("dependencies".into(), dependencies.into());
         body.insert("env".into(), self.env.iter().map(|e| pair("--env", e)).collect::<Result<Map<_, _>>>()?.into());
         body.insert("secrets".into(), self.secrets.iter().map(|s| secret(s)).collect::<Result<Map<_, _>>>()?.into());
-        let numbers = [("timeout_ms", self.timeout_ms), ("memory_mb", self.memory_mb), ("concurrency", self.concurrency.map(u64::from))];
+        let numbers =
+            [("timeout_ms", self.timeout_ms), ("memory_mb", self.memory_mb), ("concurrency", self.concurrency.map(u64::from))];
         for (key, value) in numbers.into_iter().filter_map(|(k, v)| Some((k, v?))) {
             body.insert(key.into(), value.into());
         }

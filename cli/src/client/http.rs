@@ -40,7 +40,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn unreachable(url: &str, error: &reqwest::Error) -> anyhow::Error {
-    let text = format!("{url} cannot be reached: {error}\nIs `hearth up` running there? Where another server is meant, say --url or HEARTH_URL");
+    let text = format!(
+        "{url} cannot be reached: {error}\nIs `hearth up` running there? Where another server is meant, say --url or HEARTH_URL"
+    );
     Refused { code: 5, text }.into()
 }
 

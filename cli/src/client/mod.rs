@@ -182,7 +182,11 @@ impl Command {
             Self::Versions(on) => {
                 let client = Client::new(&on.connection)?;
                 let versions = client.all(&format!("{}/versions", function_url(&on.path))).await?;
-                show::table(&versions, on.connection.json, &["version", "status", "live", "model", "modules", "created_at", "reason"])?;
+                show::table(
+                    &versions,
+                    on.connection.json,
+                    &["version", "status", "live", "model", "modules", "created_at", "reason"],
+                )?;
             }
             Self::Rollback(rollback) => {
                 let client = Client::new(&rollback.connection)?;
@@ -304,7 +308,8 @@ impl Modules {
         match &self.module {
             None => {
                 let modules = client.all("/v1/modules").await?;
-                let columns = ["module", "state", "node", "functions", "unpacked_bytes", "saved_bytes", "build_ms", "attempts", "reason"];
+                let columns =
+                    ["module", "state", "node", "functions", "unpacked_bytes", "saved_bytes", "build_ms", "attempts", "reason"];
                 show::table(&modules, json, &columns)
             }
             Some(module) => {

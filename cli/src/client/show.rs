@@ -134,7 +134,9 @@ pub fn status(value: &Value, as_json: bool) -> Result<()> {
         return json(value);
     }
     let mut out = std::io::stdout().lock();
-    let n = |pointer: &str| value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+    let n = |pointer: &str| {
+        value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
     let b = |pointer: &str| bytes(value.pointer(pointer).and_then(Value::as_u64).unwrap_or(0));
     writeln!(out, "hearth {}, up {} s, {}", n("/version"), n("/uptime_s"), n("/engine"))?;
     writeln!(
@@ -184,5 +186,9 @@ pub fn status(value: &Value, as_json: bool) -> Result<()> {
         writeln!(out, "warning     {warning}")?;
     }
     drop(out);
-    table(value.pointer("/handler/list").and_then(Value::as_array).map_or(&[], Vec::as_slice), false, &["path", "slot", "state", "in_flight", "idle_ms", "loaded"])
+    table(
+        value.pointer("/handler/list").and_then(Value::as_array).map_or(&[], Vec::as_slice),
+        false,
+        &["path", "slot", "state", "in_flight", "idle_ms", "loaded"],
+    )
 }

@@ -1,111 +1,135 @@
-//! The first thing a handler does: take over the containers that an earlier process left running, and clear away everything else of it.
+//! Adoption: what is known of a claimed container lies beside it in its slot (mode 0600, without tenants' secrets), so that the next
+//! process can take it over. What cannot be taken over is removed before the first request.
 
 use super::{
-    claim::VERSIONS_MAX,
-    container::{LiveContainer, Parts},
-    inbound::Owner,
-    routes::Route,
-    shared::{Shared, blocking},
-    slot::Slot,
-    state::Saved,
-    status::add,
+    Handler, StartError,
+    container::LiveContainer,
+    control::{Control, parse_loaded},
+    pool,
 };
-use futures_util::StreamExt;
-use hearth_model::{VersionNumber, protocol::ToRuntime};
-use hearth_sandbox::{Purpose, Running, SandboxError};
-use std::{io, sync::Arc, time::Duration};
+use hearth_model::{ContainerPath, FunctionName, VersionNumber};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
-/// Containers that are looked at simultaneously.
-const ADOPTIONS_AT_ONCE: usize = 16;
-/// How long a container may take to answer a process that it does not know yet.
-const GREETING_PATIENCE: Duration = Duration::from_secs(2);
+/// A runtime that lives answers in far less.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Shared {
-    /// Takes over what can be taken over. Returns when all that is left of an earlier process is known.
-    pub(super) async fn adopt_all(self: &Arc<Self>) -> Result<(), SandboxError> {
-        let listed = self.sandbox.list().await?;
-        let runtimes = listed.into_iter().filter(|r| r.purpose == Purpose::Runtime);
-        futures_util::stream::iter(runtimes).for_each_concurrent(ADOPTIONS_AT_ONCE, |running| self.adopt_or_doom(running)).await;
-        let slots = Arc::clone(self);
-        let existing = blocking(move || slots.slots.existing()).await;
-        let existing = existing.map_err(|e| SandboxError::Failed { call: "read slots", detail: e.to_string() })?;
-        // Directories without a container; those with one are taken by now.
-        for slot in existing {
-            if self.slots.take_number(slot.number).is_some() {
-                self.doom(None, slot);
-            } else if slot.number >= self.config.containers_max {
-                let left = blocking(move || slot.clean()).await;
-                if let Err(error) = left {
-                    tracing::warn!(%error, "a slot beyond containers_max cannot be cleaned");
-                }
+/// What the next process needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Persisted {
+    sandbox: String,
+    path: ContainerPath,
+    memory_mb: u64,
+    control_secret: String,
+    /// Versions that serve; the runtime may hold replaced ones beside them.
+    loaded: Vec<(FunctionName, VersionNumber)>,
+}
+
+impl Persisted {
+    pub fn of(container: &LiveContainer) -> Self {
+        Self {
+            sandbox: container.running.id.0.clone(),
+            path: container.path().clone(),
+            memory_mb: container.memory_mb,
+            control_secret: container.control.secret.clone(),
+            loaded: container.loaded().iter().map(|(f, v)| (f.clone(), *v)).collect(),
+        }
+    }
+
+    /// Written aside and renamed, so that it is whole or absent. Not synced: after a crash of the machine no container lives anyway.
+    pub fn write(&self, file: &Path) -> io::Result<()> {
+        let aside = file.with_extension("new");
+        let _ = fs::remove_file(&aside);
+        let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        new.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(aside, file)
+    }
+
+    fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+}
+
+impl Handler {
+    /// Takes over the containers of the process before this one; removes those that have no tenant or do not answer.
+    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), StartError> {
+        let mut taken = Vec::new();
+        for running in self.deps.sandbox.list().await? {
+            if running.purpose != hearth_sandbox::Purpose::Runtime {
+                // A build of an earlier process: its job is in the queue again, or will be.
+                let _ = self.deps.sandbox.destroy(&running.id).await;
+                continue;
+            }
+            let Some(slot) = self.slots.take_number(running.slot) else {
+                let _ = self.deps.sandbox.destroy(&running.id).await;
+                continue;
+            };
+            let persisted = Persisted::read(&slot.state()).filter(|p| p.sandbox == running.id.0);
+            let Some(persisted) = persisted else {
+                pool::discard(self, running, slot).await;
+                continue;
+            };
+            // It may have been frozen when it was left.
+            let _ = self.deps.sandbox.thaw(&running.id).await;
+            let greeting = tokio::time::timeout(GREETING_TIMEOUT, Control::open(&slot.run(), persisted.control_secret)).await;
+            let Ok(Ok((control, loaded))) = greeting else {
+                tracing::warn!(container = %persisted.path, "a container of an earlier process does not answer; removing it");
+                pool::discard(self, running, slot).await;
+                continue;
+            };
+            self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
+            taken.push(slot.number);
+            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.memory_mb, self.now_ms());
+            let alive: Vec<_> = loaded.iter().filter_map(|text| parse_loaded(text)).collect();
+            for (function, version) in persisted.loaded.iter().filter(|l| alive.contains(l)) {
+                container.note_loaded(function, *version);
+            }
+            self.take_over(&container);
+            self.counters.adopted.fetch_add(1, Relaxed);
+        }
+        for number in self.slots.existing() {
+            if taken.contains(&number) {
+                continue;
+            }
+            let Some(slot) = self.slots.take_number(number) else { continue };
+            self.deps.modules.detach_slot(number, &slot.tree()).await;
+            if let Err(error) = slot.clear() {
+                tracing::warn!(slot = number, %error, "what an earlier container left could not be removed; the slot is not used");
+                std::mem::forget(slot);
             }
         }
         Ok(())
     }
+}
 
-    async fn adopt_or_doom(self: &Arc<Self>, running: Running) {
-        let Some(slot) = self.slots.take_number(running.slot) else {
-            // Beyond `containers_max`, which may have been higher once.
-            let _ = self.sandbox.destroy(&running.id).await;
-            self.modules.detach_slot(running.slot, &self.slots.slot(running.slot).tree()).await;
-            return add(&self.counters.orphans);
-        };
-        match self.adopt(&running, &slot).await {
-            Ok(container) => {
-                add(&self.counters.adopted);
-                tracing::debug!(container = %container.path(), slot = slot.number, "adopted a container");
-            }
-            Err(error) => {
-                add(&self.counters.orphans);
-                tracing::info!(slot = slot.number, %error, "a container of an earlier process is not taken over");
-                self.doom(Some(running.id), slot);
-            }
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    async fn adopt(self: &Arc<Self>, running: &Running, slot: &Slot) -> io::Result<Arc<LiveContainer>> {
-        let (at, id) = (slot.clone(), running.id.clone());
-        let saved = blocking(move || Saved::read(&at, &id)).await?;
-        let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why.to_owned()));
-        if saved.shape().node != running.node {
-            return refuse("it runs another Node.js than is written down");
-        }
-        // A frozen one cannot answer.
-        self.sandbox.thaw(&running.id).await.map_err(io::Error::other)?;
-        let (sockets, control, greeting) = self.reach(slot, saved.secret.clone(), GREETING_PATIENCE).await?;
-        let parts = Parts {
-            sandbox_id: running.id.clone(),
-            slot: slot.clone(),
-            secret: saved.secret.clone(),
-            sockets,
-            control: control.clone(),
-            shape: saved.shape(),
+    #[test]
+    fn what_is_written_is_read_again_and_belongs_to_the_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state.json");
+        let state = Persisted {
+            sandbox: "abc".into(),
+            path: "acme/main".parse().unwrap(),
+            memory_mb: 256,
+            control_secret: "s".into(),
+            loaded: vec![("hello".parse().unwrap(), VersionNumber(3))],
         };
-        let owner = Owner::new(saved.path.clone(), Arc::clone(&self.services), control);
-        let Some(container) = LiveContainer::bind(parts, owner, saved.edition, self.epoch) else {
-            return refuse("its connection belonged to somebody");
-        };
-        let entry = self.entry(saved.path.clone());
-        if !entry.adopt(Arc::clone(&container)) {
-            container.owner.close();
-            return refuse("there is another container for the same tenant's container");
-        }
-        self.modules.adopt_slot(slot.number, &slot.tree()).await;
-        let restored = container.restore(saved.versions(), &greeting);
-        self.live.lock().insert(container.id(), Arc::clone(&container));
-        self.keep(&container);
-        for loaded in &restored {
-            self.routes.set(saved.path.function(loaded.function.clone()), Route { container: Arc::clone(&container), loaded: Arc::clone(loaded) });
-        }
-        // What it has loaded without our knowing was being loaded when the process ended: it is loaded again when it is wanted.
-        for name in greeting.loaded.iter().take(VERSIONS_MAX) {
-            if let Some((function, version)) = name.split_once('@').and_then(|(f, v)| Some((f.parse().ok()?, v.parse().ok()?)))
-                && !restored.iter().any(|l| l.function == function && l.version.0 == version)
-            {
-                container.control.try_send(ToRuntime::Unload { function, version: VersionNumber(version) });
-            }
-        }
-        self.note_state(&container);
-        Ok(container)
+        state.write(&file).unwrap();
+        state.write(&file).unwrap();
+        assert_eq!(Persisted::read(&file), Some(state));
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&file).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(&file, "{").unwrap();
+        assert_eq!(Persisted::read(&file), None);
     }
 }

@@ -1,432 +1,327 @@
-//! From a request to its container: one claim per container however many requests wait, one load per version. Work that many wait for
-//! runs by itself, so that a request which goes away takes nothing from the others.
+//! The cold path: a claim binds a container to a tenant for life, a load puts a function's version into it. And the ways out:
+//! retire (finish what runs), kill, and what is cleaned up when a container has ended.
 
 use super::{
-    AcquireError,
-    budget::Budget,
-    container::{ColdTimings, Edition, EndReason, Lease, LiveContainer, Shape, VersionState},
+    AcquireError, Handler, LoadTimes,
+    adopt::Persisted,
+    container::{LiveContainer, State},
     inbound::Owner,
-    lifecycle::{Enter, Event, Phase},
-    pool::{Pooled, Taken},
-    routes::Route,
-    shared::Shared,
-    status::add,
+    pool::{self, Waiting},
 };
-use hearth_model::{ContainerPath, FunctionVersion};
-use hearth_store::Servable;
-use parking_lot::Mutex;
+use futures_util::StreamExt;
+use hearth_model::{
+    BuildKey, CodeRef, FunctionVersion, limits,
+    protocol::{ToRuntime, paths},
+};
+use hearth_sandbox::{Exit, SandboxError};
+use hearth_store::{ArtifactError, Servable};
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Component, Path},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::Instant, time::timeout};
 
-/// Steps from nothing to a lease. Normally there are three (claim, load, enter); more when containers end meanwhile.
-const STEPS_MAX: usize = 16;
-/// Functions and versions of one container.
-pub(super) const VERSIONS_MAX: usize = 2_000;
+/// Weight of a container with a tenant when the CPU is contended.
+const CLAIMED_CPU_SHARES: u32 = 1_024;
 
-/// The containers that somebody asked for lately.
-#[derive(Default)]
-pub(super) struct Entries(Mutex<HashMap<ContainerPath, Arc<Entry>>>);
-
-/// One tenant's container, whichever Docker container it is at the moment.
-pub(super) struct Entry {
-    path: ContainerPath,
-    waiting: AtomicU32,
-    state: Mutex<EntryState>,
-}
-
-struct EntryState {
-    current: Option<Arc<LiveContainer>>,
-    /// A claim is under way; the channel closes at its end, with the error where there is one.
-    claiming: Option<watch::Receiver<Option<AcquireError>>>,
-    /// How many containers it may use up.
-    claims: Budget,
-    /// Grows with every eviction: what was claimed for an older state of the world is not kept.
-    evictions: u64,
-}
-
-impl Entries {
-    pub(super) fn get(&self, path: &ContainerPath) -> Option<Arc<Entry>> {
-        self.0.lock().get(path).cloned()
+impl Handler {
+    /// A container of the tenant's own; all who ask at once get the same.
+    pub(super) async fn claim(self: &Arc<Self>, servable: &Arc<Servable>) -> Result<Arc<LiveContainer>, AcquireError> {
+        let path = servable.container.path();
+        let work = || {
+            let (handler, servable) = (Arc::clone(self), Arc::clone(servable));
+            async move { handler.claim_now(&servable).await }
+        };
+        let on = (&self.tasks, &self.runtime);
+        self.claims.join(&path, self.config.wait_queue_max, self.config.claim_timeout, on, work).await
     }
 
-    pub(super) fn get_or_make(&self, path: ContainerPath, burst: u32, per_s: f64) -> Arc<Entry> {
-        let mut entries = self.0.lock();
-        let entry = entries.entry(path).or_insert_with_key(|path| {
-            let claims = Budget::new(f64::from(burst), per_s, Instant::now());
-            let state = EntryState { current: None, claiming: None, claims, evictions: 0 };
-            Arc::new(Entry { path: path.clone(), waiting: AtomicU32::new(0), state: Mutex::new(state) })
+    async fn claim_now(self: Arc<Self>, servable: &Servable) -> Result<Arc<LiveContainer>, AcquireError> {
+        let path = servable.container.path();
+        // A flight that landed just before this one started may have left what is wanted.
+        if let Some(container) = self.containers.get(&path).filter(|c| c.is_alive() && c.fits(servable)) {
+            return Ok(container);
+        }
+        let wanted: BTreeSet<BuildKey> = servable.live.iter().flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
+        let waiting = match self.pool.take(servable.container.node, &wanted) {
+            Some(waiting) => {
+                self.counters.claims_pooled.fetch_add(1, Relaxed);
+                waiting
+            }
+            None => {
+                self.counters.claims_created.fetch_add(1, Relaxed);
+                pool::create(&self, servable.container.node).await?
+            }
+        };
+        let memory_mb = servable.container.memory_mb;
+        let limits = pool::limits(&self.config, memory_mb, CLAIMED_CPU_SHARES);
+        if let Err(error) = self.deps.sandbox.resize(&waiting.running.id, &limits).await {
+            pool::discard(&self, waiting.running, waiting.slot).await;
+            return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
+        }
+        let Waiting { running, slot, control, .. } = waiting;
+        let container = LiveContainer::new(path, running, slot, control, memory_mb, self.now_ms());
+        self.take_over(&container);
+        Ok(container)
+    }
+
+    /// From here on the container belongs to its tenant, and somebody watches for its end.
+    pub(super) fn take_over(self: &Arc<Self>, container: &Arc<LiveContainer>) {
+        container.control.set_owner(Owner {
+            path: container.path().clone(),
+            container: Arc::downgrade(container),
+            logs: Arc::clone(&self.deps.logs),
+            functions: Arc::clone(&self.deps.functions),
+            log_bytes_per_s: self.config.log_rate.as_u64(),
         });
-        Arc::clone(entry)
+        if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
+            tracing::warn!(container = %container.path(), %error, "the container could not be noted; a restart of this node will replace it");
+        }
+        self.containers.insert(Arc::clone(container));
+        self.runtime.spawn(watch(Arc::clone(self), Arc::clone(container)));
     }
 
-    /// Forgets those without a container that nobody asks for, so that a tenant whom nobody calls costs nothing.
-    pub(super) fn forget_idle(&self, now: Instant) {
-        self.0.lock().retain(|_, entry| {
-            let mut state = entry.state.lock();
-            let idle = state.current.is_none() && state.claiming.is_none() && state.claims.is_full(now);
-            // Whoever has just taken the entry holds it.
-            !idle || Arc::strong_count(entry) > 1
+    /// Loads the live version; all who need it at once wait for the same load.
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        container: &Arc<LiveContainer>,
+        servable: &Arc<Servable>,
+    ) -> Result<LoadTimes, AcquireError> {
+        let Some(version) = &servable.live else { return Err(AcquireError::Load { message: "no live version".into() }) };
+        let key = (container.id(), servable.function.path.function.clone(), version.version);
+        let work = || {
+            let (handler, container, servable) = (Arc::clone(self), Arc::clone(container), Arc::clone(servable));
+            async move {
+                match &servable.live {
+                    Some(version) => handler.load_now(&container, version).await,
+                    None => Err(AcquireError::Load { message: "no live version".into() }),
+                }
+            }
+        };
+        let timeout = self.config.load_timeout + self.config.claim_timeout;
+        self.loads.join(&key, self.config.wait_queue_max, timeout, (&self.tasks, &self.runtime), work).await
+    }
+
+    async fn load_now(
+        self: Arc<Self>,
+        container: &Arc<LiveContainer>,
+        version: &FunctionVersion,
+    ) -> Result<LoadTimes, AcquireError> {
+        let function = &version.path.function;
+        if container.has(function, version.version) {
+            return Ok(LoadTimes::default());
+        }
+        container.expect(function);
+        let began = Instant::now();
+        let name = format!("f/{function}@{}", version.version);
+        let tree = container.slot.tree();
+        let files = self.files(version).await?;
+        // Small files on the page cache: quicker than handing them to another thread. Nothing is synced, since the store has them.
+        write_files(&tree.join(&name), &files).map_err(|e| unavailable("this node's disk", e))?;
+        if !version.modules.is_empty() {
+            let attached = self.deps.modules.attach(container.slot.number, &tree, Path::new(&name), &version.modules).await;
+            attached.map_err(|e| AcquireError::Unavailable { what: "a module of the function", detail: e.to_string() })?;
+        }
+        let secrets = self.secrets(version).await?;
+        let modules_ms = began.elapsed().as_secs_f32() * 1_000.0;
+
+        let loading = Instant::now();
+        let load = |id| ToRuntime::Load {
+            id,
+            function: function.clone(),
+            version: version.version,
+            dir: format!("{}/{name}", paths::SLOT),
+            main: version.main.clone(),
+            model: version.model,
+            env: version.env.clone(),
+            secrets,
+        };
+        let outcome = tokio::select! {
+            outcome = container.control.load(self.config.load_timeout, load) => outcome,
+            exit = container.exited() => Err(AcquireError::Crashed { out_of_memory: exit.out_of_memory }),
+        };
+        match outcome {
+            Ok(_) => {}
+            Err(error @ AcquireError::LoadTimeout { .. }) => {
+                self.kill(container, "loading a function took too long");
+                return Err(error);
+            }
+            Err(AcquireError::Crashed { .. }) => {
+                let exit = tokio::time::timeout(Duration::from_secs(2), container.exited()).await.unwrap_or_default();
+                return Err(AcquireError::Crashed { out_of_memory: exit.out_of_memory });
+            }
+            Err(error) => return Err(error),
+        }
+        let load_ms = loading.elapsed().as_secs_f32() * 1_000.0;
+        container.note_loaded(function, version.version);
+        container.add_cold_cost(modules_ms + load_ms);
+        if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
+            tracing::warn!(container = %container.path(), %error, "what is loaded could not be noted");
+        }
+        self.deps.modules.note_demand(&version.modules);
+        Ok(LoadTimes { modules_ms, load_ms })
+    }
+
+    async fn files(&self, version: &FunctionVersion) -> Result<BTreeMap<String, String>, AcquireError> {
+        let (sha256, bytes) = match &version.code {
+            CodeRef::Inline(files) => return Ok(files.clone()),
+            CodeRef::Artifact { sha256, bytes } => (sha256, *bytes),
+        };
+        let fail = |e: ArtifactError| unavailable("the function's code", e);
+        if bytes > 2 * limits::BUNDLE_BYTES_MAX as u64 {
+            return Err(unavailable("the function's code", "its bundle is over the limit"));
+        }
+        let (_, mut chunks) = self.deps.artifacts.get(sha256).await.map_err(fail)?;
+        let mut bundle = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            bundle.extend_from_slice(&chunk.map_err(fail)?);
+        }
+        serde_json::from_slice(&bundle).map_err(|e| unavailable("the function's code", e))
+    }
+
+    async fn secrets(&self, version: &FunctionVersion) -> Result<BTreeMap<String, String>, AcquireError> {
+        let mut secrets = BTreeMap::new();
+        for (name, sealed) in &version.secrets {
+            let value = self
+                .deps
+                .keyring
+                .open(&version.path, name, sealed)
+                .await
+                .map_err(|e| unavailable("a secret of the function", e))?;
+            secrets.insert(name.clone(), value.to_string());
+        }
+        Ok(secrets)
+    }
+
+    /// Takes it off the map: it finishes what runs and is destroyed, new requests get another one.
+    pub(super) fn retire(self: &Arc<Self>, container: &Arc<LiveContainer>) {
+        self.containers.remove(container);
+        let was_frozen = container.state() == State::Frozen;
+        if container.change(State::Running, State::Leaving) || container.change(State::Frozen, State::Leaving) {
+            self.counters.retired.fetch_add(1, Relaxed);
+            let (handler, container) = (Arc::clone(self), Arc::clone(container));
+            self.runtime.spawn(async move {
+                let until = Instant::now() + Duration::from_millis(limits::TIMEOUT_MS_MAX);
+                while !was_frozen && container.in_flight() > 0 && Instant::now() < until && container.exit().is_none() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                handler.kill(&container, "retired");
+            });
+        }
+    }
+
+    /// Ends it now. Its requests see their connections break and learn why.
+    pub(super) fn kill(self: &Arc<Self>, container: &Arc<LiveContainer>, reason: &'static str) {
+        self.containers.remove(container);
+        let _ = container.change(State::Running, State::Leaving) || container.change(State::Frozen, State::Leaving);
+        tracing::debug!(container = %container.path(), reason, "ending a container");
+        let (handler, container) = (Arc::clone(self), Arc::clone(container));
+        self.runtime.spawn(async move {
+            if let Err(error) = handler.deps.sandbox.destroy(&container.running.id).await {
+                tracing::warn!(container = %container.path(), %error, "a container could not be destroyed at once");
+            }
         });
     }
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.lock().len()
-    }
-}
-
-impl Entry {
-    /// Notes the container of an earlier process. False when there is one already.
-    pub(super) fn adopt(&self, container: Arc<LiveContainer>) -> bool {
-        let mut state = self.state.lock();
-        let first = state.current.is_none();
-        if first {
-            state.current = Some(container);
+    /// Lets a frozen container run again.
+    pub(super) async fn thaw(&self, container: &LiveContainer) -> Result<(), SandboxError> {
+        if container.state() != State::Frozen {
+            return Ok(());
         }
-        first
-    }
-
-    /// This container is not the entry's any more.
-    pub(super) fn leave(&self, container: &LiveContainer) {
-        let mut state = self.state.lock();
-        if state.current.as_ref().is_some_and(|c| c.id() == container.id()) {
-            state.current = None;
-        }
-    }
-
-    /// Nothing that was claimed before now is to be used again. Returns the container that is in use.
-    pub(super) fn evict(&self) -> Option<Arc<LiveContainer>> {
-        let mut state = self.state.lock();
-        state.evictions += 1;
-        state.current.take()
-    }
-}
-
-/// A place among the requests that wait for a container.
-struct Waiting<'a> {
-    shared: &'a Shared,
-    entry: Arc<Entry>,
-}
-
-impl<'a> Waiting<'a> {
-    fn begin(shared: &'a Shared, entry: Arc<Entry>) -> Result<Self, AcquireError> {
-        let most = shared.config.wait_queue_max;
-        let more = |n| (n < most).then_some(n + 1);
-        if entry.waiting.fetch_update(Relaxed, Relaxed, more).is_err() {
-            return Err(AcquireError::QueueFull { waiting: most });
-        }
-        shared.waiting_requests.fetch_add(1, Relaxed);
-        Ok(Self { shared, entry })
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.entry.waiting.fetch_sub(1, Relaxed);
-        self.shared.waiting_requests.fetch_sub(1, Relaxed);
-    }
-}
-
-/// What a request has to do next.
-enum Step {
-    /// Go.
-    Enter(Lease),
-    /// Wait for the container to be claimed.
-    Claim(watch::Receiver<Option<AcquireError>>),
-    /// Wait for a version to be loaded or forgotten in this container.
-    Load(watch::Receiver<()>, Arc<LiveContainer>),
-    /// Wait for the container to be frozen or thawed.
-    Settle(Arc<LiveContainer>),
-    /// Look again.
-    Again,
-}
-
-/// When the container's record was made.
-pub(super) fn container_edition(servable: &Servable) -> Edition {
-    Edition { created_at: servable.container.created_at, generation: servable.container.generation }
-}
-
-impl Shared {
-    pub(super) fn entry(&self, path: ContainerPath) -> Arc<Entry> {
-        self.entries.get_or_make(path, self.config.claim_burst, 1.0 / self.config.claim_interval.as_secs_f64())
-    }
-
-    /// The way of a request that found no running container with its version.
-    pub(super) async fn acquire(self: &Arc<Self>, servable: &Arc<Servable>) -> Result<Lease, AcquireError> {
-        let version = servable.live.as_ref().ok_or(AcquireError::NotReady)?;
-        let entry = self.entry(servable.container.path());
-        let mut cold: Option<ColdTimings> = None;
-        let mut waiting = None;
-        for _ in 0..STEPS_MAX {
-            let step = self.step(&entry, servable, version)?;
-            if let Step::Enter(lease) = step {
-                return Ok(lease.cold(cold));
-            }
-            if waiting.is_none() {
-                waiting = Some(Waiting::begin(self, Arc::clone(&entry))?);
-            }
-            match step {
-                Step::Enter(_) | Step::Again => {}
-                Step::Claim(mut claim) => {
-                    let began = Instant::now();
-                    // The channel closes at the end of the claim.
-                    while claim.changed().await.is_ok() {}
-                    if let Some(error) = claim.borrow().clone() {
-                        return Err(error);
-                    }
-                    cold.get_or_insert_default().claim_ms += began.elapsed().as_secs_f32() * 1_000.0;
-                }
-                Step::Load(mut load, container) => {
-                    // The runtime's part has a deadline of its own; what takes longer is fetching modules for the first time.
-                    let patience = self.config.claim_timeout + self.config.load_timeout;
-                    if timeout(patience, async { while load.changed().await.is_ok() {} }).await.is_err() {
-                        let detail = format!("the function is still being prepared after {patience:?}");
-                        return Err(AcquireError::NoCapacity { detail });
-                    }
-                    // Also when the container ended over it: another one would end over it as well.
-                    if let Some(error) = container.failure(&version.path.function, version.version) {
-                        return Err(error);
-                    }
-                    cold.get_or_insert_default();
-                }
-                Step::Settle(container) => {
-                    let patience = self.config.claim_timeout;
-                    if timeout(patience, container.settled()).await.is_err() {
-                        let detail = format!("the container could not be thawed within {patience:?}");
-                        return Err(AcquireError::NoCapacity { detail });
-                    }
-                }
-            }
-        }
-        Err(AcquireError::NoCapacity { detail: format!("{} containers ended before the request got in", STEPS_MAX) })
-    }
-
-    fn step(self: &Arc<Self>, entry: &Arc<Entry>, servable: &Arc<Servable>, version: &FunctionVersion) -> Result<Step, AcquireError> {
-        if self.draining.load(Relaxed) {
-            return Err(AcquireError::Draining);
-        }
-        let container = {
-            let mut state = entry.state.lock();
-            match state.current.clone().filter(|c| !matches!(c.gate.phase(), Phase::Retired | Phase::Dead)) {
-                Some(container) => container,
-                None => return self.begin_claim(entry, &mut state, servable),
-            }
-        };
-        if self.is_outdated(&container, servable, version)? {
-            self.retire(&container, EndReason::Replaced);
-            return Ok(Step::Again);
-        }
-        match container.gate.phase() {
-            Phase::Running => self.enter(&container, servable, version),
-            Phase::Frozen => {
-                self.thaw(&container);
-                Ok(Step::Settle(container))
-            }
-            Phase::Freezing | Phase::Thawing => Ok(Step::Settle(container)),
-            Phase::Retired | Phase::Dead => Ok(Step::Again),
-        }
-    }
-
-    /// Whether the container was made for other settings than those that hold now. A record that is older than the container changes
-    /// nothing: it is what somebody has not yet forgotten.
-    fn is_outdated(&self, container: &LiveContainer, servable: &Servable, version: &FunctionVersion) -> Result<bool, AcquireError> {
-        let wanted = Shape { memory_mb: servable.container.memory_mb, node: servable.container.node };
-        let edition = container_edition(servable);
-        {
-            let mut known = container.edition.lock();
-            if edition > *known {
-                if wanted != container.shape || edition.created_at != known.created_at {
-                    return Ok(true);
-                }
-                *known = edition;
-            }
-        }
-        let versions = container.versions.lock();
-        match versions.created_at(&version.path.function, version.version) {
-            Some(there) if there < version.created_at => Ok(true),
-            Some(there) if there > version.created_at => {
-                Err(AcquireError::NoCapacity { detail: "the function was deleted and made again meanwhile".into() })
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// Into a running container: straight in if the version is loaded, otherwise by way of its load.
-    fn enter(self: &Arc<Self>, container: &Arc<LiveContainer>, servable: &Arc<Servable>, version: &FunctionVersion) -> Result<Step, AcquireError> {
-        let path = &version.path;
-        let edition = Edition { created_at: servable.function.created_at, generation: servable.function.generation };
-        let key = (path.function.clone(), version.version);
-        let mut versions = container.versions.lock();
-        let is_live = versions.wants(&path.function, edition, version.version);
-        let loaded = match versions.get(&key) {
-            Some(VersionState::Loaded(loaded)) => Arc::clone(loaded),
-            Some(VersionState::Loading(end) | VersionState::Unloading(end)) => return Ok(Step::Load(end.clone(), Arc::clone(container))),
-            Some(VersionState::Failed(at, error)) if at.elapsed() < self.config.load_retry_after => return Err(error.clone()),
-            _ => {
-                if versions.len() >= VERSIONS_MAX {
-                    return Err(AcquireError::NoCapacity { detail: format!("the container has {VERSIONS_MAX} versions loaded") });
-                }
-                let load = self.begin_load(container, &mut versions, servable, version, false);
-                return Ok(Step::Load(load, Arc::clone(container)));
-            }
-        };
-        drop(versions);
-        let route = Route { container: Arc::clone(container), loaded };
-        let limit = servable.container.concurrency;
-        let entered = enter(&route, limit);
-        if is_live && entered.is_some() {
-            self.routes.set(path.clone(), route);
-        }
-        match entered {
-            Some(lease) => lease.map(Step::Enter),
-            None => Ok(Step::Again),
-        }
-    }
-
-    fn begin_claim(self: &Arc<Self>, entry: &Arc<Entry>, state: &mut EntryState, servable: &Arc<Servable>) -> Result<Step, AcquireError> {
-        if let Some(claiming) = &state.claiming {
-            return Ok(Step::Claim(claiming.clone()));
-        }
-        if !state.claims.take(1.0, Instant::now()) {
-            let detail = format!(
-                "the container's process ended {} times in quick succession; it gets a fresh one every {:?}",
-                self.config.claim_burst, self.config.claim_interval
-            );
-            return Err(AcquireError::Crashed { detail, out_of_memory: false });
-        }
-        let (sender, receiver) = watch::channel(None);
-        state.claiming = Some(receiver.clone());
-        let turn = ClaimTurn { entry: Arc::clone(entry), sender, evictions: state.evictions };
-        let (shared, servable) = (Arc::clone(self), Arc::clone(servable));
-        self.spawn(async move { shared.claim(turn, servable).await });
-        Ok(Step::Claim(receiver))
-    }
-
-    async fn claim(self: &Arc<Self>, turn: ClaimTurn, servable: Arc<Servable>) {
-        let claimed = match self.take_container(&servable).await {
-            Ok(pooled) => self.bind(&turn, *pooled, &servable),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = claimed {
-            add(&self.counters.claims_failed);
-            // It used up no container.
-            turn.entry.state.lock().claims.refund(1.0);
-            tracing::warn!(container = %turn.entry.path, %error, "no container");
-            turn.sender.send_replace(Some(error));
-        }
-    }
-
-    async fn take_container(&self, servable: &Servable) -> Result<Box<Pooled>, AcquireError> {
-        let modules = servable.live.as_ref().map_or(&[][..], |v| &v.modules);
-        match self.pool.take(servable.container.node, modules, &self.config, Instant::now())? {
-            Taken::Ready(pooled) => {
-                add(&self.counters.claims_from_pool);
-                Ok(pooled)
-            }
-            Taken::Wait(receiver) => {
-                add(&self.counters.claims_waited);
-                let patience = self.config.claim_timeout;
-                match timeout(patience, receiver).await {
-                    Ok(Ok(result)) => result,
-                    Ok(Err(_)) => Err(AcquireError::Draining),
-                    Err(_) => Err(AcquireError::NoCapacity { detail: format!("no container became free within {patience:?}") }),
-                }
-            }
-        }
-    }
-
-    /// The one moment at which a container becomes a tenant's.
-    fn bind(self: &Arc<Self>, turn: &ClaimTurn, pooled: Pooled, servable: &Arc<Servable>) -> Result<(), AcquireError> {
-        if matches!(pooled.kind, super::plan::Kind::Preloaded(_)) {
-            add(&self.counters.claims_preloaded);
-        }
-        let mut parts = pooled.parts;
-        parts.shape.memory_mb = servable.container.memory_mb;
-        let (sandbox_id, slot) = (parts.sandbox_id.clone(), parts.slot.clone());
-        let owner = Owner::new(turn.entry.path.clone(), Arc::clone(&self.services), parts.control.clone());
-        let Some(container) = LiveContainer::bind(parts, owner, container_edition(servable), self.epoch) else {
-            tracing::error!(sandbox_id = sandbox_id.0, "a container in the pool belonged to somebody");
-            self.doom(Some(sandbox_id), slot);
-            return Err(AcquireError::NoCapacity { detail: "a container in the pool belonged to somebody".into() });
-        };
-        self.live.lock().insert(container.id(), Arc::clone(&container));
-        self.keep(&container);
-        if let Some(version) = &servable.live {
-            self.modules.note_demand(&version.modules);
-            let edition = Edition { created_at: servable.function.created_at, generation: servable.function.generation };
-            let mut versions = container.versions.lock();
-            versions.wants(&version.path.function, edition, version.version);
-            self.begin_load(&container, &mut versions, servable, version, true);
-        }
-        let evicted = {
-            let mut state = turn.entry.state.lock();
-            let evicted = state.evictions != turn.evictions;
-            if !evicted {
-                state.current = Some(Arc::clone(&container));
-            }
-            evicted
-        };
-        if evicted {
-            self.retire(&container, EndReason::Replaced);
+        let _one = container.transition.lock().await;
+        if container.state() == State::Frozen {
+            self.deps.sandbox.thaw(&container.running.id).await?;
+            container.change(State::Frozen, State::Running);
         }
         Ok(())
     }
+}
 
-    /// Lets a frozen container run again; whoever wants it waits until it has settled.
-    fn thaw(self: &Arc<Self>, container: &Arc<LiveContainer>) {
-        if container.gate.happen(Event::Thaw).is_err() {
-            return;
-        }
-        let (shared, container) = (Arc::clone(self), Arc::clone(container));
-        self.spawn(async move {
-            match shared.sandbox.thaw(&container.sandbox_id).await {
-                Ok(()) => {
-                    add(&shared.counters.thaws);
-                    container.touch();
-                    // Fails only when it was retired or has died meanwhile.
-                    let _ = container.gate.happen(Event::Thawed);
-                    container.changed.notify_waiters();
-                }
-                Err(error) => {
-                    tracing::warn!(container = %container.path(), %error, "a container could not be thawed");
-                    shared.end(&container, EndReason::Broken, None);
+fn unavailable(what: &'static str, error: impl std::fmt::Display) -> AcquireError {
+    AcquireError::Unavailable { what, detail: error.to_string() }
+}
+
+/// Watches over one container until it has ended, and cleans up after it.
+async fn watch(handler: Arc<Handler>, container: Arc<LiveContainer>) {
+    let id = container.running.id.clone();
+    let exit = tokio::select! {
+        exit = handler.deps.sandbox.wait(&id) => exit.unwrap_or_default(),
+        () = container.control.broken() => {
+            // Either it is ending just now, or it has broken the protocol and must end.
+            match tokio::time::timeout(Duration::from_millis(500), handler.deps.sandbox.wait(&id)).await {
+                Ok(exit) => exit.unwrap_or_default(),
+                Err(_) => {
+                    tracing::warn!(container = %container.path(), "its control connection broke; replacing the container");
+                    Exit::default()
                 }
             }
-        });
-    }
-}
-
-/// Lets one request through both gates. None when one of them has just closed.
-pub(super) fn enter(route: &Route, limit: u32) -> Option<Result<Lease, AcquireError>> {
-    match route.container.gate.enter(limit) {
-        Enter::Entered => {}
-        Enter::Full => return Some(Err(AcquireError::Concurrency { limit })),
-        Enter::Closed(_) => return None,
-    }
-    if route.loaded.gate.enter(u32::MAX) != Enter::Entered {
-        if route.container.gate.leave() {
-            route.container.changed.notify_waiters();
         }
-        return None;
+    };
+    let expected = container.state() == State::Leaving;
+    container.mark_dead(exit);
+    handler.containers.remove(&container);
+    if !expected {
+        let counter = if exit.out_of_memory { &handler.counters.out_of_memory } else { &handler.counters.crashed };
+        counter.fetch_add(1, Relaxed);
+        tracing::info!(container = %container.path(), ?exit, "a container ended by itself");
     }
-    Some(Ok(Lease::entered(Arc::clone(&route.container), Arc::clone(&route.loaded))))
+    clean_up(&handler, &container).await;
+    container.mark_gone();
 }
 
-/// The right to claim for one entry. Giving it up, also by being dropped, lets the next one claim.
-struct ClaimTurn {
-    entry: Arc<Entry>,
-    sender: watch::Sender<Option<AcquireError>>,
-    evictions: u64,
+async fn clean_up(handler: &Handler, container: &LiveContainer) {
+    let mut wait = Duration::from_millis(100);
+    // The slot must not be used again before the container is gone for certain, so this goes on for as long as it takes.
+    while let Err(error) = handler.deps.sandbox.destroy(&container.running.id).await {
+        tracing::warn!(container = %container.path(), %error, "a dead container could not be removed; trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(30));
+    }
+    handler.deps.modules.detach_slot(container.slot.number, &container.slot.tree()).await;
+    if let Err(error) = container.slot.clear() {
+        tracing::warn!(slot = container.slot.number, %error, "a slot's files could not be removed");
+    }
 }
 
-impl Drop for ClaimTurn {
-    fn drop(&mut self) {
-        self.entry.state.lock().claiming = None;
+/// Writes a version's files below a fresh directory. Paths were checked when the version was made and are checked again, since what
+/// is written here is written as root.
+fn write_files(dir: &Path, files: &BTreeMap<String, String>) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    fs::create_dir_all(dir)?;
+    for (name, text) in files {
+        let name = Path::new(name);
+        let plain = name.components().all(|c| matches!(c, Component::Normal(_))) && name.components().next().is_some();
+        if !plain {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a path inside a function", name.display())));
+        }
+        let path = dir.join(name);
+        if let Some(parent) = path.parent().filter(|p| *p != dir) {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_stay_inside_their_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("f");
+        let files = |name: &str| BTreeMap::from([(name.to_owned(), "x".to_owned())]);
+        assert!(write_files(&dir, &files("lib/a.js")).is_ok());
+        assert_eq!(fs::read_to_string(dir.join("lib/a.js")).unwrap(), "x");
+        for bad in ["../x", "/etc/x", "a/../../x", "", "."] {
+            assert!(write_files(&dir, &files(bad)).is_err(), "{bad:?}");
+        }
+        assert!(!root.path().join("x").exists());
     }
 }

@@ -1,302 +1,188 @@
-//! A claimed container: bound to one tenant's container for its whole life, and what it has loaded.
+//! A claimed container: its tenant for life, what is loaded in it, who uses it, and how it ends.
 
-use super::{
-    control::{Control, Greeting},
-    inbound::Owner,
-    lifecycle::{Gate, Phase},
-    slot::Slot,
-    socket::SocketDir,
-};
-use hearth_model::{ContainerPath, FunctionName, Timestamp, VersionNumber, function::NodeVersion, protocol::paths};
-use hearth_sandbox::{Exit, SandboxId};
-use parking_lot::Mutex;
+use super::{AcquireError, control::Control, slot::Slot};
+use arc_swap::ArcSwap;
+use hearth_model::{ContainerPath, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
+use hearth_sandbox::{Exit, Running};
+use hearth_store::Servable;
+use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    hash::{BuildHasher, RandomState},
     io,
+    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
+    time::{Duration, Instant},
 };
-use tokio::{
-    net::UnixStream,
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{net::UnixStream, sync::watch};
 
-/// Whether a request needed a claim or a load.
+/// Whether a request found its function loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Neither; thawing counts as warm.
+    /// It did.
     Warm,
-    /// One of them, or both.
+    /// It needed a claim or a load.
     Cold,
 }
 
-/// Where the time of a cold start went.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// What a cold start consisted of, in milliseconds; zero for what was not needed.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct ColdTimings {
-    /// Until a container was there.
+    /// Until a container of the tenant's own was there.
     pub claim_ms: f32,
-    /// Attaching modules and writing files.
+    /// Until files and modules were in it.
     pub modules_ms: f32,
-    /// Loading the code.
+    /// Until the code had loaded.
     pub load_ms: f32,
 }
 
-/// The settings that a container was made with.
+/// A container's state. Every change is one compare-and-set; nothing leads out of `Dead`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub memory_mb: u64,
-    pub node: NodeVersion,
+#[repr(u8)]
+pub(super) enum State {
+    Running = 0,
+    Frozen = 1,
+    /// Finishes what runs and takes no more.
+    Leaving = 2,
+    Dead = 3,
 }
 
-/// When a record was made, and which change of it this is: orders all states of a container or function, also over deletions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub(super) struct Edition {
-    pub created_at: Timestamp,
-    pub generation: u64,
-}
-
-/// What a version is in its container.
-pub(super) enum VersionState {
-    /// Being loaded; the channel closes when it is decided.
-    Loading(watch::Receiver<()>),
-    /// Serves.
-    Loaded(Arc<Loaded>),
-    /// Being forgotten; the channel closes when it is.
-    Unloading(watch::Receiver<()>),
-    /// Did not load, as of then.
-    Failed(Instant, super::AcquireError),
-}
-
-/// The versions of a container's functions.
-#[derive(Default)]
-pub(super) struct Versions {
-    states: HashMap<(FunctionName, VersionNumber), (Timestamp, VersionState)>,
-    /// Which version of a function is live, by the newest record that anybody came with.
-    live: HashMap<FunctionName, (Edition, VersionNumber)>,
-}
-
-impl Versions {
-    /// Somebody wants `version`, by a record of `edition`. Returns whether that is the live one; marks which loaded ones are not.
-    pub(super) fn wants(&mut self, function: &FunctionName, edition: Edition, version: VersionNumber) -> bool {
-        let live = self.live.entry(function.clone()).or_insert((edition, version));
-        if edition > live.0 {
-            *live = (edition, version);
+impl State {
+    fn of(byte: u8) -> Self {
+        match byte {
+            0 => Self::Running,
+            1 => Self::Frozen,
+            2 => Self::Leaving,
+            _ => Self::Dead,
         }
-        let live = live.1;
-        for loaded in self.loaded().filter(|l| l.function == *function) {
-            loaded.superseded.store(loaded.version != live, Relaxed);
+    }
+
+    /// The lifecycle, as a table.
+    pub fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Running, Self::Frozen | Self::Leaving | Self::Dead)
+                | (Self::Frozen, Self::Running | Self::Leaving | Self::Dead)
+                | (Self::Leaving, Self::Dead)
+        )
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Frozen => "frozen",
+            Self::Leaving => "leaving",
+            Self::Dead => "dead",
         }
-        live == version
-    }
-
-    /// Whether `version` is the live one, as far as anybody has said.
-    pub(super) fn is_live(&self, function: &FunctionName, version: VersionNumber) -> bool {
-        self.live.get(function).is_none_or(|(_, live)| *live == version)
-    }
-
-    pub(super) fn get(&self, key: &(FunctionName, VersionNumber)) -> Option<&VersionState> {
-        self.states.get(key).map(|(_, state)| state)
-    }
-
-    /// When the version was made that is known under this number.
-    pub(super) fn created_at(&self, function: &FunctionName, version: VersionNumber) -> Option<Timestamp> {
-        self.states.get(&(function.clone(), version)).map(|(at, _)| *at)
-    }
-
-    pub(super) fn set(&mut self, function: FunctionName, version: VersionNumber, created_at: Timestamp, state: VersionState) {
-        self.states.insert((function, version), (created_at, state));
-    }
-
-    pub(super) fn remove(&mut self, key: &(FunctionName, VersionNumber)) {
-        self.states.remove(key);
-    }
-
-    /// Every function that anybody wanted here.
-    pub(super) fn functions(&self) -> Vec<FunctionName> {
-        self.live.keys().chain(self.states.keys().map(|(function, _)| function)).cloned().collect()
-    }
-
-    /// Forgets failures that are no longer believed.
-    pub(super) fn forget_failures(&mut self, older_than: std::time::Duration) {
-        self.states.retain(|_, (_, state)| !matches!(state, VersionState::Failed(at, _) if at.elapsed() >= older_than));
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.states.len()
-    }
-
-    /// Loaded versions.
-    pub(super) fn loaded(&self) -> impl Iterator<Item = &Arc<Loaded>> {
-        self.states.values().filter_map(|(_, state)| match state {
-            VersionState::Loaded(loaded) => Some(loaded),
-            _ => None,
-        })
     }
 }
 
-/// A version that is loaded.
-pub(super) struct Loaded {
-    pub function: FunctionName,
-    pub version: VersionNumber,
-    /// Tells it from a version of the same number of a function that was deleted and made again.
-    pub created_at: Timestamp,
-    /// Its requests. Retired once the version is being unloaded.
-    pub gate: Gate,
-    /// Whether another version of the function is live.
-    pub superseded: AtomicBool,
-    /// What loading it took: getting files and modules there, then running the code.
-    pub modules_ms: f32,
-    pub load_ms: f32,
-}
+/// The version that serves, by function.
+type Loaded = HashMap<FunctionName, VersionNumber>;
 
-/// What must be known of a container to make it live.
-pub(super) struct Parts {
-    pub sandbox_id: SandboxId,
-    pub slot: Slot,
-    pub secret: String,
-    pub sockets: Arc<SocketDir>,
-    pub control: Control,
-    pub shape: Shape,
-}
-
-/// A claimed container. Ends by dying; there is no way back into the pool.
+/// A container that belongs to one tenant.
 pub struct LiveContainer {
     id: u64,
-    pub(super) owner: Arc<Owner>,
-    pub(super) sandbox_id: SandboxId,
+    path: ContainerPath,
+    pub(super) running: Running,
     pub(super) slot: Slot,
-    pub(super) secret: String,
     pub(super) control: Control,
-    sockets: Arc<SocketDir>,
-    pub(super) shape: Shape,
-    pub(super) edition: Mutex<Edition>,
-    pub(super) gate: Gate,
-    /// Wakes those who wait for another phase.
-    pub(super) changed: Notify,
-    pub(super) versions: Mutex<Versions>,
-    exit: watch::Sender<Option<Exit>>,
-    epoch: Instant,
+    pub(super) memory_mb: u64,
+    node: NodeVersion,
+    state: AtomicU8,
+    in_flight: AtomicU32,
     last_used_ms: AtomicU64,
-    pub(super) claimed_at: Instant,
-    pub(super) leases: AtomicU64,
-    pub(super) memory_bytes: AtomicU64,
-    /// Whether it is being asked for a sign of life.
-    pub(super) suspected: AtomicBool,
-    /// Whether what is written down of it is older than what it is.
-    pub(super) state_dirty: AtomicBool,
-    /// Whether somebody is writing it down.
-    pub(super) state_writing: AtomicBool,
+    loaded: ArcSwap<Loaded>,
+    /// Functions that were ever loaded here, or are being: whose output this container may send.
+    known: Mutex<BTreeSet<FunctionName>>,
+    /// Versions that were replaced, and since when; the runtime forgets them once no request can be on its way to them.
+    retired: Mutex<Vec<(Instant, FunctionName, VersionNumber)>>,
+    /// One thaw or freeze at a time.
+    pub(super) transition: tokio::sync::Mutex<()>,
+    checking: AtomicBool,
+    /// The code that the runtime announced before it ended; `i64::MIN` for none.
+    exit_code: AtomicI64,
+    exit: watch::Sender<Option<Exit>>,
+    /// Cleaned up after: the slot is free.
+    gone: watch::Sender<bool>,
+    /// What its functions' loads took, to weigh whom to destroy first.
+    cold_cost_us: AtomicU64,
 }
 
-/// Why the node ends a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum EndReason {
-    /// Its process ended by itself.
-    Exited,
-    /// The kernel killed it for memory.
-    OutOfMemory,
-    /// Nobody called it for long.
-    Idle,
-    /// Memory or slots were short.
-    Pressure,
-    /// Deleted, or its settings changed.
-    Replaced,
-    /// Its event loop was stuck.
-    Stuck,
-    /// Its code took too long to load.
-    LoadTimeout,
-    /// It broke the protocol or the engine lost it.
-    Broken,
-    /// The node leaves.
-    Shutdown,
-}
-
-impl EndReason {
-    pub(super) const ALL: [Self; 9] = [
-        Self::Exited,
-        Self::OutOfMemory,
-        Self::Idle,
-        Self::Pressure,
-        Self::Replaced,
-        Self::Stuck,
-        Self::LoadTimeout,
-        Self::Broken,
-        Self::Shutdown,
-    ];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Exited => "exited",
-            Self::OutOfMemory => "out-of-memory",
-            Self::Idle => "idle",
-            Self::Pressure => "pressure",
-            Self::Replaced => "replaced",
-            Self::Stuck => "stuck",
-            Self::LoadTimeout => "load-timeout",
-            Self::Broken => "broken",
-            Self::Shutdown => "shutdown",
-        }
+impl fmt::Debug for LiveContainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} #{} slot {} {}", self.path, self.id, self.slot.number, self.state().name())
     }
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl LiveContainer {
-    /// Binds a container to its owner. None when it was bound before: then it must not be used at all.
-    pub(super) fn bind(parts: Parts, owner: Arc<Owner>, edition: Edition, epoch: Instant) -> Option<Arc<Self>> {
-        if !parts.control.bind(Arc::clone(&owner)) {
-            return None;
-        }
-        let now = Instant::now();
-        Some(Arc::new(Self {
+    pub(super) fn new(
+        path: ContainerPath,
+        running: Running,
+        slot: Slot,
+        control: Control,
+        memory_mb: u64,
+        now_ms: u64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
-            owner,
-            sandbox_id: parts.sandbox_id,
-            slot: parts.slot,
-            secret: parts.secret,
-            control: parts.control,
-            sockets: parts.sockets,
-            shape: parts.shape,
-            edition: Mutex::new(edition),
-            gate: Gate::new(),
-            changed: Notify::new(),
-            versions: Mutex::default(),
-            exit: watch::channel(None).0,
-            epoch,
-            last_used_ms: AtomicU64::new(millis(now - epoch)),
-            claimed_at: now,
-            leases: AtomicU64::new(0),
-            memory_bytes: AtomicU64::new(0),
-            suspected: AtomicBool::new(false),
-            state_dirty: AtomicBool::new(false),
-            state_writing: AtomicBool::new(false),
-        }))
+            path,
+            node: running.node,
+            running,
+            slot,
+            control,
+            memory_mb,
+            state: AtomicU8::new(State::Running as u8),
+            in_flight: AtomicU32::new(0),
+            last_used_ms: AtomicU64::new(now_ms),
+            loaded: ArcSwap::default(),
+            known: Mutex::default(),
+            retired: Mutex::default(),
+            transition: tokio::sync::Mutex::new(()),
+            checking: AtomicBool::new(false),
+            exit_code: AtomicI64::new(i64::MIN),
+            exit: watch::Sender::new(None),
+            gone: watch::Sender::new(false),
+            cold_cost_us: AtomicU64::new(0),
+        })
     }
 
-    /// Unique in the life of this process.
+    /// Unique in this process's life.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Whose it is, for its whole life.
+    /// Whose container it is, for life.
     #[must_use]
     pub fn path(&self) -> &ContainerPath {
-        &self.owner.path
+        &self.path
     }
 
-    /// Opens a connection for requests.
+    /// Whether it takes requests, or would after a thaw.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state(), State::Running | State::Frozen)
+    }
+
+    /// A connection to its data socket.
     ///
     /// # Errors
-    /// When the container has ended or its socket is not one. The caller sets a deadline.
+    /// When nothing listens there, or what is there is no socket: the directory is writable from inside.
     pub async fn connect(&self) -> io::Result<UnixStream> {
-        self.sockets.connect(paths::HTTP_SOCKET).await
+        connect(&self.slot.run(), paths::HTTP_SOCKET).await
     }
 
-    /// How it ended, once it has.
+    /// How it ended; none while it lives.
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.borrow()
@@ -305,146 +191,157 @@ impl LiveContainer {
     /// Waits until it has ended.
     pub async fn exited(&self) -> Exit {
         let mut exit = self.exit.subscribe();
-        // The sender lives as long as this container.
         exit.wait_for(Option::is_some).await.ok().and_then(|e| *e).unwrap_or_default()
     }
 
-    /// Whether it may still answer.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        self.gate.phase() != Phase::Dead
+    /// Waits until nothing of it is left.
+    pub(super) async fn gone(&self) {
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
-    /// Tells whoever waits how it ended. The first word counts.
-    pub(super) fn publish_exit(&self, exit: Exit) {
-        self.exit.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                *known = Some(exit);
-            }
-            first
-        });
+    pub(super) fn state(&self) -> State {
+        State::of(self.state.load(SeqCst))
     }
 
-    pub(super) fn touch(&self) {
-        self.last_used_ms.store(millis(self.epoch.elapsed()), Relaxed);
+    /// Changes the state if it is `from` and the table allows it.
+    pub(super) fn change(&self, from: State, to: State) -> bool {
+        from.may_become(to) && self.state.compare_exchange(from as u8, to as u8, SeqCst, SeqCst).is_ok()
     }
 
-    /// How long nobody has used it.
-    pub(super) fn idle_for(&self, now: Instant) -> std::time::Duration {
-        let last = self.epoch + std::time::Duration::from_millis(self.last_used_ms.load(Relaxed));
-        now.saturating_duration_since(last)
+    /// Whether the settings that cannot change in place are still those of the record.
+    pub(super) fn fits(&self, servable: &Servable) -> bool {
+        self.memory_mb == servable.container.memory_mb && self.node == servable.container.node
     }
 
-    /// Waits while it is being frozen or thawed.
-    pub(super) async fn settled(&self) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // From here on no change is missed.
-            changed.as_mut().enable();
-            if !matches!(self.gate.phase(), Phase::Freezing | Phase::Thawing) {
-                return;
-            }
-            changed.await;
+    pub(super) fn has(&self, function: &FunctionName, version: VersionNumber) -> bool {
+        self.loaded.load().get(function) == Some(&version)
+    }
+
+    /// A function is about to be loaded.
+    pub(super) fn expect(&self, function: &FunctionName) {
+        self.known.lock().insert(function.clone());
+    }
+
+    pub(super) fn knows(&self, function: &FunctionName) -> bool {
+        self.known.lock().contains(function)
+    }
+
+    /// Notes the version that serves from now on; the one that it replaces is retired.
+    pub(super) fn note_loaded(&self, function: &FunctionName, version: VersionNumber) {
+        self.expect(function);
+        let mut retired = self.retired.lock();
+        let mut loaded = Loaded::clone(&self.loaded.load());
+        let replaced = loaded.insert(function.clone(), version).filter(|v| *v != version);
+        retired.retain(|(_, f, v)| !(f == function && *v == version));
+        retired.extend(replaced.map(|v| (Instant::now(), function.clone(), v)));
+        self.loaded.store(Arc::new(loaded));
+    }
+
+    /// Versions that were replaced at least `age` ago, once each.
+    pub(super) fn take_retired(&self, age: Duration) -> Vec<(FunctionName, VersionNumber)> {
+        let mut retired = self.retired.lock();
+        let due = retired.iter().filter(|(since, ..)| since.elapsed() >= age).map(|(_, f, v)| (f.clone(), *v)).collect();
+        retired.retain(|(since, ..)| since.elapsed() < age);
+        due
+    }
+
+    /// The versions that serve.
+    pub(super) fn loaded(&self) -> Arc<Loaded> {
+        self.loaded.load_full()
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(SeqCst)
+    }
+
+    pub(super) fn idle_ms(&self, now_ms: u64) -> u64 {
+        if self.in_flight() > 0 { 0 } else { now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) }
+    }
+
+    pub(super) fn add_cold_cost(&self, ms: f32) {
+        self.cold_cost_us.fetch_add((ms.max(0.0) * 1_000.0) as u64, Relaxed);
+    }
+
+    pub(super) fn cold_cost_us(&self) -> u64 {
+        self.cold_cost_us.load(Relaxed)
+    }
+
+    /// True for the first of those who suspect it at the same time.
+    pub(super) fn begin_check(&self) -> bool {
+        !self.checking.swap(true, SeqCst)
+    }
+
+    pub(super) fn end_check(&self) {
+        self.checking.store(false, SeqCst);
+    }
+
+    pub(super) async fn ping(&self, timeout: Duration) -> Result<(), AcquireError> {
+        self.control.ping(timeout).await
+    }
+
+    pub(super) fn announce_exit(&self, code: i32) {
+        self.exit_code.store(i64::from(code), Relaxed);
+    }
+
+    /// Ends its life for everybody who looks.
+    pub(super) fn mark_dead(&self, mut exit: Exit) {
+        self.state.store(State::Dead as u8, SeqCst);
+        let announced = self.exit_code.load(Relaxed);
+        if exit.code.is_none() && announced != i64::MIN {
+            exit.code = Some(announced);
         }
+        self.exit.send_if_modified(|current| current.is_none() && current.replace(exit).is_none());
     }
 
-    /// Waits until nothing is in it.
-    pub(super) async fn emptied(&self) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if self.gate.is_idle() {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// Gives a hold back.
-    pub(super) fn release(&self) {
-        if self.gate.unhold() {
-            self.changed.notify_waiters();
-        }
-    }
-
-    /// Why a version did not load, when that is the last word on it.
-    pub(super) fn failure(&self, function: &FunctionName, version: VersionNumber) -> Option<super::AcquireError> {
-        match self.versions.lock().get(&(function.clone(), version)) {
-            Some(VersionState::Failed(_, error)) => Some(error.clone()),
-            _ => None,
-        }
-    }
-
-    /// What bringing it back would take.
-    pub(super) fn cost_ms(&self) -> f32 {
-        self.versions.lock().loaded().map(|l| l.modules_ms + l.load_ms).sum()
-    }
-
-    /// Versions of another life of this node that the runtime says it still has, where the node's own notes agree.
-    pub(super) fn restore(&self, loaded: Vec<Loaded>, greeting: &Greeting) -> Vec<Arc<Loaded>> {
-        let mut versions = self.versions.lock();
-        let mut restored = Vec::new();
-        for version in loaded {
-            if greeting.loaded.iter().any(|l| *l == format!("{}@{}", version.function, version.version)) {
-                self.owner.admit(&version.function, version.version);
-                let version = Arc::new(version);
-                versions.set(version.function.clone(), version.version, version.created_at, VersionState::Loaded(Arc::clone(&version)));
-                restored.push(version);
-            }
-        }
-        restored
+    pub(super) fn mark_gone(&self) {
+        self.gone.send_replace(true);
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl std::fmt::Debug for LiveContainer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LiveContainer({} {} {})", self.id, self.path(), self.gate.phase().as_str())
-    }
-}
-
-/// The right to send one request to a container. Dropping it gives the place back.
+/// The right to send one request to a container; given back when dropped.
+#[derive(Debug)]
 pub struct Lease {
     container: Arc<LiveContainer>,
-    loaded: Arc<Loaded>,
     start: Start,
     timings: ColdTimings,
+    /// The handler's clock when the lease was taken, and the moment, so that its end needs no handler.
+    taken: (u64, Instant),
 }
 
 impl Lease {
-    /// Takes over the places in both gates that the caller has entered.
-    pub(super) fn entered(container: Arc<LiveContainer>, loaded: Arc<Loaded>) -> Self {
-        container.leases.fetch_add(1, Relaxed);
-        Self { container, loaded, start: Start::Warm, timings: ColdTimings::default() }
+    /// Takes a lease unless the container is full (an error) or no longer running (none).
+    pub(super) fn take(container: Arc<LiveContainer>, concurrency: u32, now_ms: u64) -> Result<Option<Self>, AcquireError> {
+        // Counted first and looked at second: whoever freezes or retires it does the same in the other order, so that one of the two
+        // sees the other.
+        let in_flight = container.in_flight.fetch_add(1, SeqCst);
+        let lease = Self { container, start: Start::Warm, timings: ColdTimings::default(), taken: (now_ms, Instant::now()) };
+        if lease.container.state() != State::Running {
+            return Ok(None);
+        }
+        if in_flight >= concurrency {
+            return Err(AcquireError::Concurrency { limit: concurrency });
+        }
+        Ok(Some(lease))
     }
 
-    pub(super) fn cold(mut self, timings: Option<ColdTimings>) -> Self {
-        if let Some(timings) = timings {
-            let Loaded { modules_ms, load_ms, .. } = *self.loaded;
-            (self.start, self.timings) = (Start::Cold, ColdTimings { modules_ms, load_ms, ..timings });
-        }
+    pub(super) fn cold(mut self, start: Start, timings: ColdTimings) -> Self {
+        (self.start, self.timings) = (start, timings);
         self
     }
 
-    /// Where the request goes.
+    /// The container.
     #[must_use]
     pub fn container(&self) -> &Arc<LiveContainer> {
         &self.container
     }
 
-    /// Whether the request needed a claim or a load.
+    /// Whether it was there already.
     #[must_use]
     pub fn start(&self) -> Start {
         self.start
     }
 
-    /// Where the time of a cold start went; zeros for a warm one.
+    /// What the start consisted of.
     #[must_use]
     pub fn timings(&self) -> ColdTimings {
         self.timings
@@ -453,17 +350,96 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.container.touch();
-        self.loaded.gate.leave();
-        if self.container.gate.leave() {
-            // The last request of a retired container: somebody waits to end it.
-            self.container.changed.notify_waiters();
-        }
+        let (taken_ms, taken) = self.taken;
+        let now_ms = taken_ms.saturating_add(u64::try_from(taken.elapsed().as_millis()).unwrap_or(0));
+        self.container.last_used_ms.fetch_max(now_ms, Relaxed);
+        self.container.in_flight.fetch_sub(1, SeqCst);
     }
 }
 
-impl std::fmt::Debug for Lease {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Lease({:?}, {}@{}, {:?})", self.container, self.loaded.function, self.loaded.version, self.start)
+/// Connects to a socket in a directory that tenant code can write to: what is there must be a socket itself, never a link to one
+/// elsewhere, so it is opened without following and connected to through that very descriptor.
+pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
+    use rustix::fs::{CWD, FileType, Mode, OFlags};
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, dir, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let socket = rustix::fs::openat(&dir, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode) != FileType::Socket {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is not a socket")));
+    }
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&socket));
+    UnixStream::connect(path).await
+}
+
+const SHARDS: usize = 16;
+
+/// The containers that are claimed, by path; in shards, since every request looks.
+pub(super) struct Registered {
+    shards: [RwLock<HashMap<ContainerPath, Arc<LiveContainer>>>; SHARDS],
+    hasher: RandomState,
+}
+
+impl Default for Registered {
+    fn default() -> Self {
+        Self { shards: std::array::from_fn(|_| RwLock::default()), hasher: RandomState::new() }
+    }
+}
+
+impl Registered {
+    fn shard(&self, path: &ContainerPath) -> &RwLock<HashMap<ContainerPath, Arc<LiveContainer>>> {
+        &self.shards[self.hasher.hash_one(path) as usize % SHARDS]
+    }
+
+    pub fn get(&self, path: &ContainerPath) -> Option<Arc<LiveContainer>> {
+        self.shard(path).read().get(path).cloned()
+    }
+
+    pub fn insert(&self, container: Arc<LiveContainer>) {
+        self.shard(&container.path).write().insert(container.path.clone(), container);
+    }
+
+    /// Removes this container; a newer one under the same path stays.
+    pub fn remove(&self, container: &LiveContainer) {
+        let mut shard = self.shard(&container.path).write();
+        if shard.get(&container.path).is_some_and(|c| c.id == container.id) {
+            shard.remove(&container.path);
+        }
+    }
+
+    pub fn all(&self) -> Vec<Arc<LiveContainer>> {
+        self.shards.iter().flat_map(|s| s.read().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lifecycle_has_no_way_back_from_leaving_or_dead() {
+        let states = [State::Running, State::Frozen, State::Leaving, State::Dead];
+        for from in states {
+            assert_eq!(State::of(from as u8), from);
+            assert!(!from.may_become(from));
+            for to in states {
+                if matches!(from, State::Leaving | State::Dead) {
+                    assert_eq!(from.may_become(to), from == State::Leaving && to == State::Dead);
+                }
+            }
+            assert!(from == State::Dead || from.may_become(State::Dead), "everything can die");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_to_a_socket_elsewhere_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real.sock");
+        let _listener = tokio::net::UnixListener::bind(&real).unwrap();
+        assert!(connect(dir.path(), "real.sock").await.is_ok());
+        std::os::unix::fs::symlink(&real, dir.path().join("http.sock")).unwrap();
+        assert!(connect(dir.path(), "http.sock").await.is_err());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(connect(dir.path(), "file").await.is_err());
+        assert!(connect(dir.path(), "none").await.is_err());
     }
 }

@@ -1,228 +1,165 @@
-//! What a claimed container says unasked: log lines and storage calls. It may speak only for the functions that the node gave it, only
-//! so fast, and only so much at once.
+//! What a runtime sends of its own accord: output of functions, calls of their storage, the news that it exits. All of it is bounded
+//! and attributed only to functions that are loaded there.
 
-use super::{budget::Budget, control::Control, status::Counters};
+use super::control::{Shared, encode};
 use crate::logs::{LogHub, LogLine};
 use hearth_model::{
-    ContainerPath, FunctionName, Timestamp, VersionNumber,
-    limits::STORAGE_DOCUMENT_BYTES_MAX,
+    ContainerPath, FunctionName, FunctionPath, Timestamp, limits,
     protocol::{FromRuntime, LogLevel, ToRuntime},
 };
 use hearth_store::{FunctionStore, Precondition, StoreError};
-use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
-/// Longest request id that is kept with a line.
-const REQUEST_ID_BYTES_MAX: usize = 128;
-/// What a line costs beside its text.
-const LINE_OVERHEAD_BYTES: usize = 64;
+/// Deadline of one storage call.
+const STORAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What all containers' owners use.
-pub(super) struct Services {
-    pub functions: Arc<dyn FunctionStore>,
-    pub logs: Arc<LogHub>,
-    pub counters: Arc<Counters>,
-    pub log_rate: f64,
-    pub log_burst: f64,
-    pub storage_calls_max: usize,
-    pub storage_timeout: Duration,
-}
-
-/// The tenant's container that a runtime speaks for, set once in the life of a runtime.
+/// Who the container belongs to; set once, at the claim.
 pub(super) struct Owner {
     pub path: ContainerPath,
-    services: Arc<Services>,
-    /// To answer with; weak in effect, since the container drops it when it ends.
-    control: Mutex<Option<Control>>,
-    functions: RwLock<HashSet<(FunctionName, VersionNumber)>>,
-    meter: Mutex<LogMeter>,
-    calls: Arc<Semaphore>,
-    lines_dropped: AtomicU64,
+    pub container: Weak<super::LiveContainer>,
+    pub logs: Arc<LogHub>,
+    pub functions: Arc<dyn FunctionStore>,
+    pub log_bytes_per_s: u64,
 }
 
-struct LogMeter {
-    budget: Budget,
-    /// Lines since the last one that was kept.
+/// A token bucket over bytes of output.
+pub(super) struct Allowance {
+    used: f64,
+    since: Instant,
     dropped: u64,
 }
 
-impl Owner {
-    pub(super) fn new(path: ContainerPath, services: Arc<Services>, control: Control) -> Arc<Self> {
-        let budget = Budget::new(services.log_burst, services.log_rate, Instant::now());
-        Arc::new(Self {
-            path,
-            calls: Arc::new(Semaphore::new(services.storage_calls_max)),
-            services,
-            control: Mutex::new(Some(control)),
-            functions: RwLock::default(),
-            meter: Mutex::new(LogMeter { budget, dropped: 0 }),
-            lines_dropped: AtomicU64::new(0),
-        })
+impl Allowance {
+    pub fn new() -> Self {
+        Self { used: 0.0, since: Instant::now(), dropped: 0 }
     }
 
-    /// From now on the container may speak for this version.
-    pub(super) fn admit(&self, function: &FunctionName, version: VersionNumber) {
-        self.functions.write().insert((function.clone(), version));
-    }
-
-    /// The version is not this container's any more.
-    pub(super) fn dismiss(&self, function: &FunctionName, version: VersionNumber) {
-        self.functions.write().remove(&(function.clone(), version));
-    }
-
-    /// The container is over: it gets no more answers.
-    pub(super) fn close(&self) {
-        self.control.lock().take();
-    }
-
-    /// Lines of log that were too many.
-    pub(super) fn lines_dropped(&self) -> u64 {
-        self.lines_dropped.load(Relaxed)
-    }
-
-    /// The node's own words in the container's log.
-    pub(super) fn note(&self, level: LogLevel, line: String) {
-        let at = Timestamp::from_system(SystemTime::now());
-        self.services.logs.publish(&self.path, LogLine { at, function: None, version: None, request_id: None, level, line });
-    }
-
-    /// The runtime sent what is no message.
-    pub(super) fn nonsense(&self) {
-        self.services.counters.control_nonsense.fetch_add(1, Relaxed);
-    }
-
-    /// The runtime said something unasked.
-    pub(super) fn receive(self: &Arc<Self>, message: FromRuntime) {
-        match message {
-            FromRuntime::Log { function, version, request_id, level, line, .. } => self.log(function, version, request_id, level, line),
-            FromRuntime::StorageGet { id, function } => self.serve_storage(id, function, None),
-            FromRuntime::StorageSet { id, function, data, etag, force } => self.serve_storage(id, function, Some(Write { data, etag, force })),
-            _ => self.nonsense(),
+    /// Four seconds' worth may come at once.
+    fn admit(&mut self, bytes: usize, per_s: u64) -> bool {
+        let now = Instant::now();
+        self.used = (self.used - (now - self.since).as_secs_f64() * per_s as f64).max(0.0);
+        self.since = now;
+        if self.used + bytes as f64 > per_s as f64 * 4.0 {
+            self.dropped += 1;
+            return false;
         }
+        self.used += bytes as f64;
+        true
     }
+}
 
-    fn log(&self, function: Option<FunctionName>, version: Option<VersionNumber>, request_id: Option<String>, level: LogLevel, line: String) {
-        let dropped = {
-            let mut meter = self.meter.lock();
-            if !meter.budget.take((line.len() + LINE_OVERHEAD_BYTES) as f64, Instant::now()) {
-                meter.dropped += 1;
-                self.lines_dropped.fetch_add(1, Relaxed);
-                self.services.counters.log_lines_dropped.fetch_add(1, Relaxed);
-                return;
+/// Takes one message. Before the claim nobody owns what is said, and it is dropped.
+pub(super) fn receive(shared: &Arc<Shared>, allowance: &mut Allowance, message: FromRuntime) {
+    let Some(owner) = shared.owner.get() else { return };
+    match message {
+        FromRuntime::Log { .. } => log(owner, allowance, message),
+        FromRuntime::StorageGet { id, function } => storage(shared, owner, id, function, None),
+        FromRuntime::StorageSet { id, function, data, etag, force } => {
+            storage(shared, owner, id, function, Some((data, etag, force)))
+        }
+        FromRuntime::Exit { code, .. } => {
+            if let Some(container) = owner.container.upgrade() {
+                container.announce_exit(code);
             }
-            std::mem::take(&mut meter.dropped)
-        };
-        if dropped > 0 {
-            self.note(LogLevel::Warn, format!("{dropped} lines were dropped here, because there were too many"));
         }
-        self.services.counters.log_lines.fetch_add(1, Relaxed);
-        let (function, version) = self.attribute(function, version);
-        let request_id = request_id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic()));
-        // The container's own clock is the tenant's to set; the node's is not.
+        _ => {}
+    }
+}
+
+fn log(owner: &Owner, allowance: &mut Allowance, message: FromRuntime) {
+    let FromRuntime::Log { function, version, request_id, level, mut line, .. } = message else { return };
+    if !allowance.admit(line.len() + 64, owner.log_bytes_per_s) {
+        return;
+    }
+    let publish = |function, version, request_id, level, line| {
         let at = Timestamp::from_system(SystemTime::now());
-        self.services.logs.publish(&self.path, LogLine { at, function, version, request_id, level, line });
+        owner.logs.publish(&owner.path, LogLine { at, function, version, request_id, level, line });
+    };
+    if allowance.dropped > 0 {
+        let dropped = std::mem::take(&mut allowance.dropped);
+        let notice = format!("{dropped} lines of output were dropped: the container prints faster than it may");
+        publish(None, None, None, LogLevel::Warn, notice);
     }
+    line.truncate(line.floor_char_boundary(limits::LOG_LINE_BYTES_MAX));
+    // A version that is still loading prints as well; only a name that this container never had is nobody's.
+    let known = function.filter(|f| owner.container.upgrade().is_some_and(|c| c.knows(f)));
+    let version = if known.is_some() { version } else { None };
+    publish(known, version, request_id.filter(|id| id.len() <= 64), level, line);
+}
 
-    /// What the runtime says of a line's origin, as far as it can be true.
-    fn attribute(&self, function: Option<FunctionName>, version: Option<VersionNumber>) -> (Option<FunctionName>, Option<VersionNumber>) {
-        let functions = self.functions.read();
-        match (function, version) {
-            (Some(function), Some(version)) if functions.contains(&(function.clone(), version)) => (Some(function), Some(version)),
-            (Some(function), _) if functions.iter().any(|(f, _)| *f == function) => (Some(function), None),
-            _ => (None, None),
-        }
-    }
+type Set = (serde_json::Value, Option<String>, bool);
 
-    fn serve_storage(self: &Arc<Self>, id: u64, function: FunctionName, write: Option<Write>) {
-        self.services.counters.storage_calls.fetch_add(1, Relaxed);
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            // Without a place in the line there is no answer either, but for this one, and only if it can be sent at once.
-            self.answer_now(id, "too many storage calls run at once");
-            return;
-        };
-        let owner = Arc::clone(self);
-        // At most `storage_calls_max` per container, each with a deadline: nobody needs to own it beyond that.
-        tokio::spawn(async move {
-            let answered = tokio::time::timeout(owner.services.storage_timeout, owner.storage(id, function, write)).await;
-            let answer = answered.unwrap_or_else(|_| failed(id, "the storage did not answer in time"));
-            let control = owner.control.lock().clone();
-            if let Some(control) = control {
-                let _ = control.send(answer).await;
+fn failed(id: u64, error: impl Into<String>) -> ToRuntime {
+    ToRuntime::Storage { id, data: None, etag: None, conflict: false, error: Some(error.into()) }
+}
+
+fn storage(shared: &Arc<Shared>, owner: &Owner, id: u64, function: FunctionName, set: Option<Set>) {
+    let Ok(permit) = Arc::clone(&shared.storage_calls).try_acquire_owned() else {
+        let _ = shared.to_runtime.try_send(encode(&failed(id, "too many calls of the storage at once")));
+        return;
+    };
+    let (shared, functions, path) = (Arc::clone(shared), Arc::clone(&owner.functions), owner.path.function(function));
+    // At most as many as there are permits; each ends at its deadline.
+    tokio::spawn(async move {
+        let _permit = permit;
+        let call = async {
+            match set {
+                None => get_document(&*functions, &path, id).await,
+                Some(set) => set_document(&*functions, &path, id, set).await,
             }
-            drop(permit);
-        });
-    }
-
-    fn answer_now(self: &Arc<Self>, id: u64, error: &str) {
-        let control = self.control.lock().clone();
-        if let Some(control) = control {
-            control.try_send(failed(id, error));
-        }
-    }
-
-    async fn storage(&self, id: u64, function: FunctionName, write: Option<Write>) -> ToRuntime {
-        if !self.functions.read().iter().any(|(f, _)| *f == function) {
-            return failed(id, "the function is not one of this container");
-        }
-        let path = self.path.function(function);
-        let store = &self.services.functions;
-        let Some(Write { data, etag, force }) = write else {
-            return match store.get_document(&path).await {
-                Ok(found) => {
-                    let (data, etag) = found.map(|(data, etag)| (data, etag.to_string())).unzip();
-                    ToRuntime::Storage { id, data, etag, conflict: false, error: None }
-                }
-                Err(error) => storage_failed(id, &path, &error),
-            };
         };
-        if serde_json::to_string(&data).map_or(usize::MAX, |text| text.len()) > STORAGE_DOCUMENT_BYTES_MAX {
-            return failed(id, &format!("the document is larger than {STORAGE_DOCUMENT_BYTES_MAX} bytes"));
+        let message = tokio::time::timeout(STORAGE_TIMEOUT, call).await;
+        let message = message.unwrap_or_else(|_| failed(id, "the storage did not answer in time"));
+        let _ = shared.to_runtime.send(encode(&message)).await;
+    });
+}
+
+async fn get_document(functions: &dyn FunctionStore, path: &FunctionPath, id: u64) -> ToRuntime {
+    match functions.get_document(path).await {
+        Ok(Some((data, etag))) => {
+            ToRuntime::Storage { id, data: Some(data), etag: Some(etag.to_string()), conflict: false, error: None }
         }
-        let precondition = match (force, etag) {
-            (true, _) => Precondition::None,
-            (false, Some(etag)) => match etag.parse() {
-                Ok(etag) => Precondition::Generation(etag),
-                Err(_) => return conflict(id, None),
-            },
-            // Who has read nothing may delete, or write the first document.
-            (false, None) if data.is_null() => Precondition::None,
-            (false, None) => Precondition::Absent,
-        };
-        let deletes = data.is_null();
-        match store.put_document(&path, data, precondition).await {
-            // Who has deleted the document writes the next one as if there had never been any.
-            Ok(etag) => ToRuntime::Storage { id, data: None, etag: (!deletes).then(|| etag.to_string()), conflict: false, error: None },
-            Err(StoreError::Precondition { .. }) => conflict(id, store.get_document(&path).await.ok().flatten().map(|(data, _)| data)),
-            Err(error) => storage_failed(id, &path, &error),
-        }
+        Ok(None) => ToRuntime::Storage { id, data: None, etag: None, conflict: false, error: None },
+        Err(error) => store_failed(id, path, &error),
     }
 }
 
-/// A `storage.set`.
-struct Write {
-    data: serde_json::Value,
-    etag: Option<String>,
-    force: bool,
+async fn set_document(functions: &dyn FunctionStore, path: &FunctionPath, id: u64, (data, etag, force): Set) -> ToRuntime {
+    if serde_json::to_vec(&data).map_or(usize::MAX, |v| v.len()) > limits::STORAGE_DOCUMENT_BYTES_MAX {
+        return failed(id, format!("a storage document may have {} bytes", limits::STORAGE_DOCUMENT_BYTES_MAX));
+    }
+    let precondition = match (force, etag) {
+        (true, _) => Precondition::None,
+        // A writer that has read nothing may only create.
+        (false, None) => Precondition::Absent,
+        (false, Some(etag)) => Precondition::Generation(etag.parse().unwrap_or(u64::MAX)),
+    };
+    match functions.put_document(path, data, precondition).await {
+        Ok(etag) => ToRuntime::Storage { id, data: None, etag: Some(etag.to_string()), conflict: false, error: None },
+        Err(StoreError::Precondition { .. }) => ToRuntime::Storage { id, data: None, etag: None, conflict: true, error: None },
+        Err(error) => store_failed(id, path, &error),
+    }
 }
 
-fn failed(id: u64, error: &str) -> ToRuntime {
-    ToRuntime::Storage { id, data: None, etag: None, conflict: false, error: Some(error.to_owned()) }
-}
-
-fn conflict(id: u64, data: Option<serde_json::Value>) -> ToRuntime {
-    ToRuntime::Storage { id, data, etag: None, conflict: true, error: None }
-}
-
-/// The tenant learns that it failed; why is the operator's.
-fn storage_failed(id: u64, path: &hearth_model::FunctionPath, error: &StoreError) -> ToRuntime {
+fn store_failed(id: u64, path: &FunctionPath, error: &StoreError) -> ToRuntime {
     tracing::warn!(function = %path, %error, "a storage call failed");
-    failed(id, "the storage does not answer at the moment")
+    failed(id, "the storage is not available now")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn output_beyond_its_rate_is_dropped_and_counted() {
+        let mut allowance = Allowance::new();
+        let admitted = (0..100).filter(|_| allowance.admit(100, 1_000)).count();
+        assert_eq!((admitted, allowance.dropped), (40, 60));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(allowance.admit(1_000, 1_000));
+    }
 }

@@ -1,294 +1,381 @@
-//! The container handler: gives each tenant's container a container for life out of a pool of pre-warmed ones, loads functions into it,
-//! and looks after it until it ends. It knows nothing of HTTP; the proxy asks it for a [`Lease`] and talks to the container itself.
+//! The container handler: gives each tenant's container a Docker container for life out of a pool of pre-warmed ones, loads functions
+//! into it, freezes and destroys it when it is idle, replaces it when it dies, and adopts it when this process restarts.
 //!
-//! What is where: [`lifecycle`] the phases of a container and the gate that counts its requests; [`claim`] from a request to its
-//! container; [`load`] a version into it; [`end`] out of it again; [`idle`] freezing and ending what nobody calls; [`pool`], [`plan`],
-//! [`circuit`], [`refill`] containers made ahead; [`control`], [`inbound`], [`socket`] the hostile other side; [`slot`], [`files`]
-//! directories; [`state`], [`adopt`] across restarts.
+//! The warm path ([`Handler::try_acquire`]) is a map look-up and three atomics. Everything else happens once for all who wait.
 
 mod adopt;
-mod attach;
-mod budget;
-mod circuit;
 mod claim;
-mod config;
 mod container;
 mod control;
-mod end;
-mod error;
-mod files;
+mod flight;
 mod idle;
 mod inbound;
-mod lifecycle;
-mod load;
-mod plan;
 mod pool;
-mod refill;
-mod routes;
-mod shared;
 mod slot;
-mod socket;
-mod state;
 mod status;
-#[cfg(test)]
-mod tests;
 
-pub use config::{Config, SLOTS_MAX};
 pub use container::{ColdTimings, Lease, LiveContainer, Start};
-pub use error::{AcquireError, StartError};
-pub use status::{ContainerStatus, HandlerCounts, HandlerStatus, PoolStatus};
+pub use status::{ContainerStatus, HandlerStatus};
 
 use crate::{logs::LogHub, modules::ModuleCache};
-use attach::ModuleAttach;
-use container::{EndReason, Shape};
-use files::Bundles;
-use hearth_model::ContainerPath;
-use hearth_sandbox::Sandbox;
+use bytesize::ByteSize;
+use container::Registered;
+use flight::Flights;
+use hearth_model::{ContainerPath, FunctionName, ProblemKind, VersionNumber};
+use hearth_sandbox::{Sandbox, SandboxError};
 use hearth_store::{ArtifactStore, FunctionStore, Keyring, Servable};
-use inbound::Services;
-use lifecycle::Phase;
-use shared::Shared;
-use slot::Slots;
+use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::Ordering::{Acquire, Relaxed},
-    },
-    time::Duration,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
-use tokio::time::{Instant, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long a shutdown waits for what is under way in the background.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+/// Containers and the pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Containers that wait, claimed by nobody.
+    pub pool_size: usize,
+    /// What the pool may grow to while claims come fast.
+    pub pool_max: usize,
+    /// Containers of the pool that may have popular modules loaded already.
+    pub preloaded_max: usize,
+    /// Containers that are created at the same time.
+    pub refill_concurrency: usize,
+    /// Containers on this node, the pool included.
+    pub containers_max: u32,
+    /// Requests that wait for one container or one load; more get a 503.
+    pub wait_queue_max: u32,
+    /// How long a request waits for a container.
+    #[serde(with = "humantime_serde")]
+    pub claim_timeout: Duration,
+    /// How long a container may take from its creation to being ready.
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    /// How long a function's code may take to load.
+    #[serde(with = "humantime_serde")]
+    pub load_timeout: Duration,
+    /// How long a suspected container may take to say that its event loop is alive.
+    #[serde(with = "humantime_serde")]
+    pub ping_timeout: Duration,
+    /// Idle time after which a container is frozen. What it does in the background stops then.
+    #[serde(with = "humantime_serde")]
+    pub freeze_after: Duration,
+    /// Idle time after which a container is destroyed.
+    #[serde(with = "humantime_serde")]
+    pub destroy_after: Duration,
+    /// Memory of all containers above which idle ones are destroyed, the oldest and cheapest to bring back first; 0 means six tenths
+    /// of the machine's.
+    pub memory_limit: ByteSize,
+    /// CPU of one container, in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Processes and threads of one container.
+    pub pids_max: u32,
+    /// Size of a container's `/tmp`, which counts as its memory.
+    pub tmp_size: ByteSize,
+    /// Output of one container per second; what is more is dropped and counted.
+    pub log_rate: ByteSize,
+}
 
-/// What a handler works with.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pool_size: 4,
+            pool_max: 16,
+            preloaded_max: 2,
+            refill_concurrency: 2,
+            containers_max: 2_000,
+            wait_queue_max: 2_048,
+            claim_timeout: Duration::from_secs(15),
+            start_timeout: Duration::from_secs(20),
+            load_timeout: Duration::from_secs(30),
+            ping_timeout: Duration::from_millis(250),
+            freeze_after: Duration::from_secs(60),
+            destroy_after: Duration::from_secs(1_800),
+            memory_limit: ByteSize::b(0),
+            cpu_millis: 1_000,
+            pids_max: 256,
+            tmp_size: ByteSize::mib(64),
+            log_rate: ByteSize::mib(1),
+        }
+    }
+}
+
+/// What the handler needs.
 pub struct Deps {
-    /// Makes containers.
+    /// Containers.
     pub sandbox: Arc<dyn Sandbox>,
     /// Modules on this machine.
     pub modules: Arc<ModuleCache>,
-    /// For functions' storage documents.
+    /// Functions' storage documents.
     pub functions: Arc<dyn FunctionStore>,
-    /// For code that is too large for its record.
+    /// Code that is too large for its record.
     pub artifacts: Arc<dyn ArtifactStore>,
     /// Opens secrets.
     pub keyring: Arc<dyn Keyring>,
-    /// Where log lines go.
+    /// Takes functions' output.
     pub logs: Arc<LogHub>,
-    /// The handler keeps its slots below it.
+    /// This node's files.
     pub data_dir: PathBuf,
-    /// The runtime's program, mounted into every container.
+    /// The runtime's program.
     pub runtime_dir: PathBuf,
 }
 
-/// The containers of one node. Background work runs on the runtime on which it was started; the other calls work from any.
-pub struct Handler {
-    shared: Arc<Shared>,
+/// Why the handler did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The slots' directory cannot be used.
+    #[error("preparing {path}: {source}")]
+    Slots {
+        /// Which.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The engine does not answer.
+    #[error("asking the container engine")]
+    Sandbox(#[from] SandboxError),
 }
+
+/// Why there is no container for a request.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AcquireError {
+    /// The container serves as many requests as it may.
+    #[error("the container serves {limit} requests already")]
+    Concurrency {
+        /// Its limit.
+        limit: u32,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait for this container already")]
+    QueueFull {
+        /// How many.
+        waiting: u32,
+    },
+    /// No container could be had in time.
+    #[error("no container: {detail}")]
+    NoCapacity {
+        /// Why, for the operator.
+        detail: String,
+    },
+    /// The function did not load.
+    #[error("the function did not load: {message}")]
+    Load {
+        /// The error's text, for the tenant.
+        message: String,
+    },
+    /// The container ended while the function loaded.
+    #[error("the container ended while the function loaded")]
+    Crashed {
+        /// Whether for memory.
+        out_of_memory: bool,
+    },
+    /// Loading took too long.
+    #[error("the function did not load within {limit:?}")]
+    LoadTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// Something that is needed cannot be reached.
+    #[error("{what}: {detail}")]
+    Unavailable {
+        /// What is needed, for the caller.
+        what: &'static str,
+        /// Why it cannot be had, for the operator.
+        detail: String,
+    },
+    /// This node is leaving.
+    #[error("this node is leaving")]
+    Draining,
+}
+
+impl AcquireError {
+    /// The one mapping from these errors to answers.
+    #[must_use]
+    pub fn problem_kind(&self) -> ProblemKind {
+        match self {
+            Self::Concurrency { .. } => ProblemKind::ConcurrencyLimited,
+            Self::QueueFull { .. } | Self::NoCapacity { .. } => ProblemKind::NoCapacity,
+            Self::Load { .. } => ProblemKind::FunctionLoadFailed,
+            Self::Crashed { out_of_memory: true } => ProblemKind::FunctionOutOfMemory,
+            Self::Crashed { out_of_memory: false } => ProblemKind::FunctionCrashed,
+            Self::LoadTimeout { .. } => ProblemKind::FunctionTimeout,
+            Self::Unavailable { .. } => ProblemKind::DependencyUnavailable,
+            Self::Draining => ProblemKind::Draining,
+        }
+    }
+
+    /// What a caller may read; the operator's part goes to the log.
+    #[must_use]
+    pub fn public_detail(&self) -> String {
+        match self {
+            Self::NoCapacity { .. } => {
+                "no container could be had in time; the node is busy or its container engine does not answer".into()
+            }
+            Self::Unavailable { what, .. } => format!("{what} cannot be had now, and this start needs it"),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// The handler of one node.
+pub struct Handler {
+    config: Config,
+    deps: Deps,
+    slots: slot::Slots,
+    containers: Registered,
+    claims: Flights<ContainerPath, Arc<LiveContainer>>,
+    loads: Flights<(u64, FunctionName, VersionNumber), LoadTimes>,
+    pool: pool::Pool,
+    counters: status::Counters,
+    started: Instant,
+    leaving: CancellationToken,
+    tasks: TaskTracker,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct LoadTimes {
+    modules_ms: f32,
+    load_ms: f32,
+}
+
+/// Rounds of a request that finds its container gone each time; then the node says that it has no capacity.
+const ACQUIRE_ROUNDS_MAX: usize = 5;
 
 impl Handler {
-    /// Adopts containers of an earlier process, clears away what else it left, and begins to fill the pool.
+    /// Adopts the living containers of an earlier process, removes what belongs to nobody, and starts filling the pool.
     ///
     /// # Errors
-    /// [`StartError`] when the configuration contradicts itself, a directory cannot be used, or the container engine does not answer.
+    /// [`StartError`] when the engine or the slots' directory cannot be used.
     pub async fn start(config: Config, deps: Deps) -> Result<Arc<Self>, StartError> {
-        let modules: Arc<dyn ModuleAttach> = deps.modules;
-        Self::start_with(
+        let slots = slot::Slots::open(&deps.data_dir, config.containers_max)?;
+        let handler = Arc::new(Self {
+            pool: pool::Pool::new(&config),
             config,
-            Parts {
-                sandbox: deps.sandbox,
-                modules,
-                functions: deps.functions,
-                artifacts: deps.artifacts,
-                keyring: deps.keyring,
-                logs: deps.logs,
-                data_dir: deps.data_dir,
-                runtime_dir: deps.runtime_dir,
-            },
-        )
-        .await
-    }
-
-    async fn start_with(config: Config, parts: Parts) -> Result<Arc<Self>, StartError> {
-        config.validate().map_err(|remedy| StartError::Config { remedy })?;
-        let slots_dir = prepare_slots_dir(&parts.data_dir)?;
-        if parts.sandbox.describe().await?.mounts_propagate {
-            hearth_sandbox::docker::share_mounts(&slots_dir)?;
-        }
-        let services = Arc::new(Services {
-            functions: parts.functions,
-            logs: parts.logs,
-            counters: Arc::default(),
-            log_rate: config.log_rate.as_u64() as f64,
-            log_burst: config.log_burst.as_u64() as f64,
-            storage_calls_max: config.storage_calls_max as usize,
-            storage_timeout: config.storage_timeout,
+            deps,
+            slots,
+            containers: Registered::default(),
+            claims: Flights::default(),
+            loads: Flights::default(),
+            counters: status::Counters::default(),
+            started: Instant::now(),
+            leaving: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
         });
-        let bundles = Bundles::new(parts.artifacts, config.code_cache.as_u64());
-        let slots = Slots::new(slots_dir, config.containers_max);
-        let shared = Shared::new(config, parts.sandbox, parts.modules, parts.keyring, bundles, services, slots, parts.runtime_dir);
-        shared.adopt_all().await?;
-        shared.spawn(Arc::clone(&shared).refill());
-        shared.spawn(Arc::clone(&shared).housekeep());
-        Ok(Arc::new(Self { shared }))
+        handler.adopt().await?;
+        handler.tasks.spawn(pool::keep_full(Arc::clone(&handler)));
+        handler.tasks.spawn(idle::watch(Arc::clone(&handler)));
+        Ok(handler)
     }
 
-    /// A place in a running container that has the version loaded: one look-up and a few atomic steps. None where there is no such
-    /// container, and [`Handler::acquire`] is to be asked.
+    /// A lease on the running container with the live version loaded, if there is one: the path of nearly every request.
     ///
     /// # Errors
-    /// [`AcquireError::Concurrency`], [`AcquireError::NotReady`], [`AcquireError::Draining`].
+    /// [`AcquireError::Concurrency`] when the container is full.
     pub fn try_acquire(&self, servable: &Arc<Servable>) -> Result<Option<Lease>, AcquireError> {
-        let Some(version) = &servable.live else { return Err(AcquireError::NotReady) };
-        if self.shared.draining.load(Acquire) {
-            return Err(AcquireError::Draining);
+        let Some(version) = servable.function.live else { return Ok(None) };
+        let Some(container) = self.containers.get(&servable.container.path()) else { return Ok(None) };
+        if !container.fits(servable) || !container.has(&servable.function.path.function, version) {
+            return Ok(None);
         }
-        let container = &servable.container;
-        let shape = Shape { memory_mb: container.memory_mb, node: container.node };
-        let found = self.shared.routes.get(&servable.function.path, |route| {
-            let loaded = &route.loaded;
-            loaded.version == version.version && loaded.created_at == version.created_at && route.container.shape == shape
-        });
-        match found.and_then(|route| claim::enter(&route, container.concurrency)) {
-            Some(lease) => lease.map(Some),
-            None => Ok(None),
-        }
+        Lease::take(container, servable.container.concurrency, self.now_ms())
     }
 
-    /// A place in a container, whatever it takes: a claim (one however many requests wait), a load, a thaw.
+    /// A lease, whatever it takes: a claim, a thaw, a load. Those who need the same wait for the same.
     ///
     /// # Errors
-    /// [`AcquireError`]; [`AcquireError::problem_kind`] tells whose fault it is.
-    pub async fn acquire(&self, servable: &Arc<Servable>) -> Result<Lease, AcquireError> {
-        match self.try_acquire(servable)? {
-            Some(lease) => Ok(lease),
-            None => self.shared.acquire(servable).await,
-        }
-    }
-
-    /// A request of the container ran past its deadline, or could not be sent: asks the container for a sign of life in the
-    /// background, and replaces it when there is none.
-    pub fn suspect(&self, container: &Arc<LiveContainer>) {
-        self.shared.suspect(container);
-    }
-
-    /// The container was deleted, or its settings changed: its requests finish, then it is destroyed. The next request gets another.
-    pub fn evict(&self, path: &ContainerPath) {
-        if let Some(container) = self.shared.entries.get(path).and_then(|entry| entry.evict()) {
-            self.shared.retire(&container, EndReason::Replaced);
-        }
-    }
-
-    /// The state now.
-    #[must_use]
-    pub fn status(&self) -> HandlerStatus {
-        let shared = &self.shared;
-        let now = Instant::now();
-        let mut containers = shared.containers();
-        let mut by_state: BTreeMap<&'static str, usize> =
-            [Phase::Running, Phase::Freezing, Phase::Frozen, Phase::Thawing, Phase::Retired].map(|p| (p.as_str(), 0)).into();
-        for container in &containers {
-            *by_state.entry(container.gate.phase().as_str()).or_default() += 1;
-        }
-        containers.sort_by_key(|c| c.idle_for(now));
-        HandlerStatus {
-            pool: shared.pool.status(&shared.config, now),
-            containers_by_state: by_state,
-            waiting_requests: shared.waiting_requests.load(Relaxed),
-            waiting_claims: shared.pool.waiting(),
-            slots_free: shared.slots.free(),
-            slots_dirty: shared.removing.load(Relaxed),
-            memory_bytes: shared.memory_bytes.load(Relaxed),
-            memory_limit_bytes: shared.memory_limit,
-            counts: shared.counters.read(),
-            containers: containers.iter().take(status::CONTAINERS_LISTED_MAX).map(|c| container_status(c, now)).collect(),
-        }
-    }
-
-    /// Stops. With `keep_containers` the claimed ones live on for the next process; otherwise all are destroyed.
-    pub async fn shutdown(&self, keep_containers: bool) {
-        let shared = &self.shared;
-        shared.draining.store(true, Relaxed);
-        for pooled in shared.pool.close() {
-            shared.discard(pooled.parts);
-        }
-        for container in shared.containers() {
-            if !keep_containers || container.gate.phase() == Phase::Retired {
-                shared.end(&container, EndReason::Shutdown, None);
+    /// [`AcquireError`] says who can mend it.
+    pub async fn acquire(self: &Arc<Self>, servable: &Arc<Servable>) -> Result<Lease, AcquireError> {
+        let began = Instant::now();
+        let mut timings = ColdTimings::default();
+        let mut start = Start::Warm;
+        for _ in 0..ACQUIRE_ROUNDS_MAX {
+            if self.leaving.is_cancelled() {
+                return Err(AcquireError::Draining);
             }
-        }
-        shared.stop.cancel();
-        shared.tasks.close();
-        let finished = timeout(SHUTDOWN_PATIENCE, async {
-            // What is under way may leave slots behind that are to be cleaned as well.
-            loop {
-                shared.tasks.wait().await;
-                shared.clean_up(Instant::now()).await;
-                if shared.tasks.is_empty() {
-                    break;
+            let path = servable.container.path();
+            let container = match self.containers.get(&path).filter(|c| c.is_alive()) {
+                Some(container) if container.fits(servable) => container,
+                Some(outdated) => {
+                    self.retire(&outdated);
+                    continue;
+                }
+                None => {
+                    start = Start::Cold;
+                    let container = self.claim(servable).await?;
+                    timings.claim_ms = began.elapsed().as_secs_f32() * 1_000.0;
+                    container
+                }
+            };
+            if let Err(error) = self.thaw(&container).await {
+                tracing::warn!(container = %path, %error, "a frozen container does not thaw; replacing it");
+                self.kill(&container, "did not thaw");
+                continue;
+            }
+            let version = servable.function.live.ok_or(AcquireError::Load { message: "no live version".into() })?;
+            if !container.has(&servable.function.path.function, version) {
+                start = Start::Cold;
+                match self.load(&container, servable).await {
+                    Ok(times) => (timings.modules_ms, timings.load_ms) = (times.modules_ms, times.load_ms),
+                    // Somebody else's function may have ended the container meanwhile: a fresh one may do better.
+                    Err(AcquireError::Crashed { out_of_memory: false }) if container.exit().is_none() => continue,
+                    Err(error) => return Err(error),
                 }
             }
-        });
-        if finished.await.is_err() || shared.removing.load(Relaxed) > 0 {
-            let left = shared.removing.load(Relaxed);
-            tracing::warn!(slots = left, "some containers could not be taken away; the next start will");
+            match Lease::take(container, servable.container.concurrency, self.now_ms())? {
+                Some(lease) => return Ok(lease.cold(start, timings)),
+                None => continue,
+            }
         }
-        for container in shared.containers() {
-            container.owner.close();
+        Err(AcquireError::NoCapacity { detail: "containers of this tenant end as soon as they start".into() })
+    }
+
+    /// A request to this container timed out or could not be sent: if its event loop does not answer, it is killed, and the next
+    /// request gets a fresh one.
+    pub fn suspect(self: &Arc<Self>, container: &Arc<LiveContainer>) {
+        if !container.is_alive() || !container.begin_check() {
+            return;
+        }
+        let (handler, container) = (Arc::clone(self), Arc::clone(container));
+        let timeout = self.config.ping_timeout;
+        self.tasks.spawn_on(
+            async move {
+                if container.ping(timeout).await.is_err() {
+                    handler.counters.stuck.fetch_add(1, Relaxed);
+                    handler.kill(&container, "its event loop is stuck");
+                }
+                container.end_check();
+            },
+            &self.runtime,
+        );
+    }
+
+    /// The container's settings changed or it was deleted: what runs is finished, new requests get another one.
+    pub fn evict(self: &Arc<Self>, path: &ContainerPath) {
+        if let Some(container) = self.containers.get(path) {
+            self.retire(&container);
         }
     }
-}
 
-impl Drop for Handler {
-    fn drop(&mut self) {
-        // Whoever forgot to shut down leaves containers for the next process, but no tasks.
-        self.shared.stop.cancel();
+    /// Stops refilling and taking requests. With `keep_containers` those with a tenant live on, for the next process to adopt.
+    pub async fn shutdown(self: &Arc<Self>, keep_containers: bool) {
+        self.leaving.cancel();
+        self.pool.drain(self).await;
+        if !keep_containers {
+            for container in self.containers.all() {
+                self.kill(&container, "shutting down");
+                let _ = tokio::time::timeout(Duration::from_secs(5), container.gone()).await;
+            }
+        }
+        self.tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
     }
-}
 
-/// As [`Deps`], with the module cache as the handler sees it.
-struct Parts {
-    sandbox: Arc<dyn Sandbox>,
-    modules: Arc<dyn ModuleAttach>,
-    functions: Arc<dyn FunctionStore>,
-    artifacts: Arc<dyn ArtifactStore>,
-    keyring: Arc<dyn Keyring>,
-    logs: Arc<LogHub>,
-    data_dir: PathBuf,
-    runtime_dir: PathBuf,
-}
-
-/// Only this process looks into it. Absolute, because the container engine and the kernel's mount table are.
-fn prepare_slots_dir(data_dir: &Path) -> Result<PathBuf, StartError> {
-    let dir = data_dir.join("slots");
-    let fail = |source| StartError::Directory { path: dir.clone(), source };
-    fs::create_dir_all(&dir).map_err(fail)?;
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(fail)?;
-    dir.canonicalize().map_err(fail)
-}
-
-fn container_status(container: &LiveContainer, now: Instant) -> ContainerStatus {
-    let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let mut versions: Vec<String> = container.versions.lock().loaded().map(|l| format!("{}@{}", l.function, l.version)).collect();
-    versions.sort();
-    ContainerStatus {
-        tenant: container.path().tenant.to_string(),
-        container: container.path().container.to_string(),
-        slot: container.slot.number,
-        sandbox_id: container.sandbox_id.0.clone(),
-        node: container.shape.node.as_str(),
-        state: container.gate.phase().as_str(),
-        requests: container.gate.requests(),
-        requests_total: container.leases.load(Relaxed),
-        versions,
-        idle_ms: milliseconds(container.idle_for(now)),
-        age_ms: milliseconds(now.saturating_duration_since(container.claimed_at)),
-        memory_bytes: container.memory_bytes.load(Relaxed),
-        memory_mb: container.shape.memory_mb,
-        log_lines_dropped: container.owner.lines_dropped(),
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

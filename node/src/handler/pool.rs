@@ -1,331 +1,277 @@
-//! Containers that belong to nobody yet, and the requests that wait for one. A container leaves the pool by value: there is no way to
-//! put one back that was claimed.
+//! The pool: containers that run the runtime and belong to nobody. A container leaves it once, for one tenant, and never comes back.
+//!
+//! Refilling is concurrent but paced: creating a container costs as much CPU as thousands of requests, so while requests run only one
+//! is made at a time, with a pause as long as the making took. The target follows demand: it grows while claims find the pool
+//! empty and shrinks again afterwards. Part of the pool may have the modules loaded that are most in demand here; such a container goes
+//! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 
-use super::{
-    circuit::Circuit,
-    config::Config,
-    container::Parts,
-    error::AcquireError,
-    plan::{Demand, Kind, View},
-    slot::Slot,
-    status::PoolStatus,
-};
+use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
 use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion};
+use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
-    cmp::Reverse,
-    collections::{HashSet, VecDeque},
-    time::Duration,
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
-use tokio::{
-    sync::{Notify, oneshot},
-    time::Instant,
-};
+use tokio::{sync::Notify, task::JoinSet};
 
-/// When the container that is being made for longest is not there after this, requests need not begin to wait.
-const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// Sets that could not be loaded ahead, and for how long they are not tried again.
-const BAD_SETS_MAX: usize = 64;
-const BAD_SET_FOR: Duration = Duration::from_secs(600);
-/// Builds that are known to be for another Node.js than the default.
-const OTHER_BUILDS_MAX: usize = 4_096;
+/// Directory of a pre-loaded container's links; no function can have this name.
+const PRELOAD_DIR: &str = "f/.preload";
+/// Waits after a failed creation: doubled each time up to the second.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// How often demand is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Weight of a waiting container against those with a tenant (1024).
+const WAITING_CPU_SHARES: u32 = 128;
 
 /// A container that waits.
-pub(super) struct Pooled {
-    pub parts: Parts,
-    pub kind: Kind,
+pub(super) struct Waiting {
+    pub running: Running,
+    pub slot: Slot,
+    pub control: Control,
+    pub node: NodeVersion,
+    /// Builds that are loaded in it already.
+    pub preloaded: BTreeSet<BuildKey>,
 }
 
-/// What came of looking into the pool.
-pub(super) enum Taken {
-    /// Here it is.
-    Ready(Box<Pooled>),
-    /// One is to be made; it comes over the channel.
-    Wait(oneshot::Receiver<Result<Box<Pooled>, AcquireError>>),
-}
-
-struct Waiter {
-    node: NodeVersion,
-    modules: Vec<ResolvedModule>,
-    sender: oneshot::Sender<Result<Box<Pooled>, AcquireError>>,
-}
-
-struct Creating {
-    id: u64,
-    kind: Kind,
-    since: Instant,
-}
-
-/// The pool.
 pub(super) struct Pool {
-    state: Mutex<State>,
-    /// Wakes the one that refills.
-    pub wake: Notify,
-}
-
-struct State {
-    ready: Vec<Pooled>,
-    creating: Vec<Creating>,
-    next_id: u64,
-    waiters: VecDeque<Waiter>,
-    demand: Demand,
-    circuit: Circuit,
-    last_error: Option<String>,
-    last_start: Duration,
-    last_made: Option<Instant>,
-    popular: Vec<Vec<ResolvedModule>>,
-    bad_sets: Vec<(Vec<ResolvedModule>, Instant)>,
-    other_builds: HashSet<BuildKey>,
-    closed: bool,
-}
-
-impl State {
-    fn view(&self, target: usize) -> View<'_> {
-        View {
-            target,
-            ready: self.ready.iter().map(|p| &p.kind).collect(),
-            creating: self.creating.iter().map(|c| &c.kind).collect(),
-            waiting: self.waiters.iter().map(|w| w.node).collect(),
-            popular: &self.popular,
-        }
-    }
-
-    /// Containers that ended while they waited.
-    fn take_dead(&mut self) -> Vec<Pooled> {
-        let (dead, ready) = self.ready.drain(..).partition(|p| p.parts.control.is_closed());
-        self.ready = ready;
-        dead
-    }
-}
-
-/// What the one that refills is to do.
-#[derive(Debug, Default)]
-pub(super) struct Orders {
-    /// Make these.
-    pub make: Vec<(u64, Kind, Slot)>,
-    /// Look again after this, at the latest.
-    pub again_in: Option<Duration>,
-    /// Whether a slot was missing for a request that waits.
-    pub out_of_slots: bool,
+    waiting: Mutex<Vec<Waiting>>,
+    creating: AtomicUsize,
+    target: AtomicUsize,
+    changed: Notify,
+    /// Claims since the last look.
+    claimed: AtomicUsize,
+    /// Creations on demand and by refill together.
+    permits: tokio::sync::Semaphore,
 }
 
 impl Pool {
-    pub(super) fn new(config: &Config, now: Instant) -> Self {
+    pub fn new(config: &Config) -> Self {
         Self {
-            state: Mutex::new(State {
-                ready: Vec::new(),
-                creating: Vec::new(),
-                next_id: 0,
-                waiters: VecDeque::new(),
-                demand: Demand::new(now),
-                circuit: Circuit::new(config.circuit_pause, config.circuit_pause_max),
-                last_error: None,
-                last_start: Duration::ZERO,
-                last_made: None,
-                popular: Vec::new(),
-                bad_sets: Vec::new(),
-                other_builds: HashSet::new(),
-                closed: false,
-            }),
-            wake: Notify::new(),
+            waiting: Mutex::default(),
+            creating: AtomicUsize::new(0),
+            target: AtomicUsize::new(config.pool_size),
+            changed: Notify::new(),
+            claimed: AtomicUsize::new(0),
+            permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
         }
     }
 
-    /// Takes the container that saves most, or a place among those that wait for one.
-    pub(super) fn take(&self, node: NodeVersion, modules: &[ResolvedModule], config: &Config, now: Instant) -> Result<Taken, AcquireError> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(AcquireError::Draining);
+    /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better.
+    pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
+        let mut waiting = self.waiting.lock();
+        let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
+        let (at, _) = fitting.max_by_key(|(_, w)| w.preloaded.len())?;
+        let taken = waiting.swap_remove(at);
+        drop(waiting);
+        self.claimed.fetch_add(1, Relaxed);
+        self.changed.notify_one();
+        Some(taken)
+    }
+
+    pub fn level(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
+    pub fn preloaded(&self) -> usize {
+        self.waiting.lock().iter().filter(|w| !w.preloaded.is_empty()).count()
+    }
+
+    pub fn creating(&self) -> usize {
+        self.creating.load(Relaxed)
+    }
+
+    pub fn target(&self) -> usize {
+        self.target.load(Relaxed)
+    }
+
+    /// Destroys what waits.
+    pub async fn drain(&self, handler: &Arc<Handler>) {
+        loop {
+            let Some(waiting) = self.waiting.lock().pop() else { return };
+            discard(handler, waiting.running, waiting.slot).await;
         }
-        state.demand.note(now);
-        if node != NodeVersion::default() && state.other_builds.len() < OTHER_BUILDS_MAX {
-            state.other_builds.extend(modules.iter().map(|m| m.build.clone()));
+    }
+}
+
+/// Removes a container that has no tenant, with its mounts and its files.
+pub(super) async fn discard(handler: &Handler, running: Running, slot: Slot) {
+    if let Err(error) = handler.deps.sandbox.destroy(&running.id).await {
+        tracing::warn!(slot = slot.number, %error, "a container could not be removed; its slot stays in use until it is");
+        std::mem::forget(slot);
+        return;
+    }
+    handler.deps.modules.detach_slot(slot.number, &slot.tree()).await;
+    if let Err(error) = slot.clear() {
+        tracing::warn!(slot = slot.number, %error, "a slot's files could not be removed");
+    }
+}
+
+/// Creates one container and waits until its runtime is ready.
+pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<Waiting, AcquireError> {
+    let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
+    let capacity = |detail: String| AcquireError::NoCapacity { detail };
+    let slot = match handler.slots.take() {
+        Ok(Some(slot)) => slot,
+        Ok(None) => return Err(capacity(format!("all {} slots are in use", handler.config.containers_max))),
+        Err(error) => return Err(capacity(format!("preparing a slot: {error}"))),
+    };
+    let spec = SandboxSpec {
+        slot: slot.number,
+        purpose: Purpose::Runtime,
+        node,
+        slot_dir: slot.dir.clone(),
+        runtime_dir: handler.deps.runtime_dir.clone(),
+        limits: limits(&handler.config, hearth_model::limits::MEMORY_MB_DEFAULT, WAITING_CPU_SHARES),
+        args: Vec::new(),
+    };
+    let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
+    match control::open_when_ready(&slot.run(), control::new_secret(), handler.config.start_timeout).await {
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new() }),
+        Err(error) => {
+            let output = handler.deps.sandbox.output(&running.id).await.unwrap_or_default();
+            tracing::error!(slot = slot.number, error, output, "a container's runtime did not come up");
+            discard(handler, running, slot).await;
+            Err(capacity(error))
         }
-        let fitting = state.ready.iter().enumerate().filter(|(_, p)| !p.parts.control.is_closed());
-        let fitting = fitting.filter_map(|(at, p)| Some((p.kind.fits(node, modules)?, at)));
-        // The oldest among equals.
-        let taken = match fitting.max_by_key(|(saved, at)| (*saved, Reverse(*at))) {
-            Some((_, at)) => Taken::Ready(Box::new(state.ready.remove(at))),
-            None => Taken::Wait(Self::queue(&mut state, node, modules, config, now)?),
+    }
+}
+
+pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32) -> Limits {
+    Limits {
+        memory_mb,
+        cpu_millis: config.cpu_millis,
+        cpu_shares,
+        pids: config.pids_max,
+        nofile: 4_096,
+        tmp_mb: config.tmp_size.as_u64() / (1024 * 1024),
+    }
+}
+
+/// Keeps the pool at its target until this node leaves.
+pub(super) async fn keep_full(handler: Arc<Handler>) {
+    let pool = &handler.pool;
+    let mut making: JoinSet<(Duration, bool)> = JoinSet::new();
+    let mut failures = 0_u32;
+    let mut not_before = Instant::now();
+    let mut looked = Instant::now();
+    loop {
+        if looked.elapsed() >= LOOK_EVERY {
+            follow_demand(&handler, looked.elapsed());
+            looked = Instant::now();
+        }
+        let missing = pool.target().saturating_sub(pool.level() + making.len());
+        if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= not_before {
+            let handler = Arc::clone(&handler);
+            let preload = wanted_preload(&handler);
+            pool.creating.fetch_add(1, Relaxed);
+            making.spawn(async move {
+                let began = Instant::now();
+                let made = add_one(&handler, preload).await;
+                handler.pool.creating.fetch_sub(1, Relaxed);
+                (began.elapsed(), made)
+            });
+            continue;
+        }
+        let pause = if missing > 0 {
+            not_before.saturating_duration_since(Instant::now()).max(Duration::from_millis(2))
+        } else {
+            LOOK_EVERY
         };
-        drop(state);
-        self.wake.notify_one();
-        Ok(taken)
-    }
-
-    fn queue(
-        state: &mut State,
-        node: NodeVersion,
-        modules: &[ResolvedModule],
-        config: &Config,
-        now: Instant,
-    ) -> Result<oneshot::Receiver<Result<Box<Pooled>, AcquireError>>, AcquireError> {
-        let refuse = |detail: String| Err(AcquireError::NoCapacity { detail });
-        state.waiters.retain(|w| !w.sender.is_closed());
-        if state.waiters.len() >= config.claims_waiting_max as usize {
-            return refuse(format!("{} containers are waited for already", config.claims_waiting_max));
-        }
-        if state.circuit.is_hopeless() {
-            let last = state.last_error.as_deref().unwrap_or("unknown");
-            return refuse(format!("containers cannot be made: {last}"));
-        }
-        if state.creating.iter().any(|c| now.saturating_duration_since(c.since) > STALLED_AFTER)
-            && state.last_made.is_none_or(|made| now.saturating_duration_since(made) > STALLED_AFTER)
-        {
-            return refuse(format!("no container was made for {STALLED_AFTER:?}"));
-        }
-        let (sender, receiver) = oneshot::channel();
-        state.waiters.push_back(Waiter { node, modules: modules.to_vec(), sender });
-        Ok(receiver)
-    }
-
-    /// A container is ready: the first one that waits and may have it gets it. Returned when the pool is closed.
-    pub(super) fn put(&self, id: u64, mut pooled: Box<Pooled>) -> Option<Box<Pooled>> {
-        self.wake.notify_one();
-        let mut state = self.state.lock();
-        state.creating.retain(|c| c.id != id);
-        if state.closed {
-            return Some(pooled);
-        }
-        while let Some(at) = state.waiters.iter().position(|w| pooled.kind.fits(w.node, &w.modules).is_some()) {
-            let Some(waiter) = state.waiters.remove(at) else { break };
-            match waiter.sender.send(Ok(pooled)) {
-                Ok(()) => return None,
-                // It waits no longer.
-                Err(back) => match back {
-                    Ok(back) => pooled = back,
-                    Err(_) => return None,
-                },
+        tokio::select! {
+            () = handler.leaving.cancelled() => break,
+            () = pool.changed.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            Some(made) = making.join_next() => {
+                let (took, made) = made.unwrap_or((Duration::ZERO, false));
+                if made {
+                    failures = 0;
+                    // While requests run, as much time is left to them as the making took.
+                    if busy(&handler) {
+                        not_before = Instant::now() + took;
+                    }
+                } else {
+                    failures = (failures + 1).min(10);
+                    let wait = (RETRY_AFTER.0 * 2_u32.pow(failures - 1)).min(RETRY_AFTER.1);
+                    not_before = Instant::now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+                }
             }
         }
-        state.ready.push(*pooled);
-        None
     }
+    while making.join_next().await.is_some() {}
+    pool.drain(&handler).await;
+}
 
-    /// Decides what to make now. `take_slot` gives a slot while there are any.
-    pub(super) fn orders(
-        &self,
-        config: &Config,
-        now: Instant,
-        busy: bool,
-        memory_short: bool,
-        mut take_slot: impl FnMut() -> Option<Slot>,
-    ) -> Orders {
-        let mut state = self.state.lock();
-        let mut orders = Orders::default();
-        if state.closed {
-            return orders;
-        }
-        state.waiters.retain(|w| !w.sender.is_closed());
-        if let Some(pause) = state.circuit.pause_left(now) {
-            orders.again_in = Some(pause);
-            return orders;
-        }
-        let waiting = !state.waiters.is_empty();
-        let pace = super::plan::pace(config, waiting, state.circuit.is_cautious(), busy, state.last_start);
-        if let Some(rest) = state.last_made.map(|made| (made + pace.pause).saturating_duration_since(now)).filter(|r| !r.is_zero()) {
-            orders.again_in = Some(rest);
-            return orders;
-        }
-        // While memory is short containers are made only for requests.
-        let target = if memory_short { 0 } else { state.demand.target(now, config) };
-        while state.creating.len() < pace.at_once {
-            let Some(kind) = state.view(target).next() else { break };
-            let Some(slot) = take_slot() else {
-                orders.out_of_slots = waiting;
-                break;
-            };
-            let id = state.next_id;
-            state.next_id += 1;
-            state.creating.push(Creating { id, kind: kind.clone(), since: now });
-            orders.make.push((id, kind, slot));
-        }
-        orders
-    }
+/// Whether requests run on this node now.
+fn busy(handler: &Handler) -> bool {
+    handler.containers.all().iter().any(|c| c.in_flight() > 0)
+}
 
-    /// A container was made; it is put once its modules are loaded, where it is to have any.
-    pub(super) fn made(&self, id: u64, now: Instant) {
-        let mut state = self.state.lock();
-        if let Some(since) = state.creating.iter().find(|c| c.id == id).map(|c| c.since) {
-            state.last_start = now.saturating_duration_since(since);
-        }
-        state.last_made = Some(now);
-        state.circuit.succeeded();
-        state.last_error = None;
-    }
+fn concurrency(handler: &Handler) -> usize {
+    if busy(handler) { 1 } else { handler.config.refill_concurrency.max(1) }
+}
 
-    /// A container could not be made. When that has happened too often, nobody goes on waiting.
-    pub(super) fn not_made(&self, id: u64, error: String, now: Instant, jitter: f64) {
-        let mut state = self.state.lock();
-        state.creating.retain(|c| c.id != id);
-        state.circuit.failed(now, jitter);
-        let failed = if state.circuit.is_hopeless() { std::mem::take(&mut state.waiters) } else { VecDeque::new() };
-        state.last_error = Some(error.clone());
-        drop(state);
-        for waiter in failed {
-            let _ = waiter.sender.send(Err(AcquireError::NoCapacity { detail: error.clone() }));
-        }
-        self.wake.notify_one();
-    }
+/// The target is what one refill's time may claim: it rises at once with the claims and falls by one a look.
+fn follow_demand(handler: &Handler, since: Duration) {
+    let pool = &handler.pool;
+    let claims_per_s = pool.claimed.swap(0, Relaxed) as f64 / since.as_secs_f64();
+    let wanted =
+        (claims_per_s.ceil() as usize).clamp(handler.config.pool_size, handler.config.pool_max.max(handler.config.pool_size));
+    let target = pool.target();
+    pool.target.store(if wanted > target { wanted } else { target.saturating_sub(1).max(wanted) }, Relaxed);
+}
 
-    /// The set could not be loaded ahead: not again soon.
-    pub(super) fn bad_set(&self, id: u64, set: Vec<ResolvedModule>, now: Instant) {
-        self.wake.notify_one();
-        let mut state = self.state.lock();
-        state.creating.retain(|c| c.id != id);
-        if state.bad_sets.len() >= BAD_SETS_MAX {
-            state.bad_sets.remove(0);
-        }
-        state.popular.retain(|s| *s != set);
-        state.bad_sets.push((set, now));
+/// A popular set of modules that no waiting container has yet, while plain ones are not short.
+fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
+    let pool = &handler.pool;
+    let room = handler.config.preloaded_max.min(pool.target() / 2);
+    let plain = pool.level() - pool.preloaded().min(pool.level());
+    if room == 0 || plain == 0 {
+        return None;
     }
+    let popular = handler.deps.modules.popular(room);
+    let waiting = pool.waiting.lock();
+    let has = |set: &[ResolvedModule]| {
+        let keys: BTreeSet<_> = set.iter().map(|m| m.build.clone()).collect();
+        waiting.iter().any(|w| w.preloaded == keys)
+    };
+    popular.into_iter().find(|set| !has(set))
+}
 
-    /// Tells which sets are in demand. Returns containers to be given up: those that have ended, and at most one too many.
-    pub(super) fn refresh(&self, config: &Config, popular: Vec<Vec<ResolvedModule>>, shrink: bool, now: Instant) -> Vec<Pooled> {
-        let mut state = self.state.lock();
-        state.bad_sets.retain(|(_, at)| now.saturating_duration_since(*at) < BAD_SET_FOR);
-        let wanted = |set: &Vec<ResolvedModule>| {
-            !set.is_empty() && !state.bad_sets.iter().any(|(bad, _)| bad == set) && !set.iter().any(|m| state.other_builds.contains(&m.build))
-        };
-        let popular = popular.into_iter().filter(wanted).collect();
-        state.popular = popular;
-        let mut given_up = state.take_dead();
-        let target = state.demand.target(now, config);
-        if shrink && let Some(at) = state.view(target).surplus() {
-            given_up.push(state.ready.remove(at));
+async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
+    let mut waiting = match create(handler, NodeVersion::default()).await {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            handler.counters.refill_failures.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "the pool could not be refilled; trying again later");
+            return false;
         }
-        drop(state);
-        self.wake.notify_one();
-        given_up
+    };
+    if let Some(set) = preload
+        && let Err(error) = preload_into(handler, &mut waiting, &set).await
+    {
+        tracing::warn!(%error, "modules could not be loaded ahead");
+        discard(handler, waiting.running, waiting.slot).await;
+        return true;
     }
+    handler.counters.refills.fetch_add(1, Relaxed);
+    handler.pool.waiting.lock().push(waiting);
+    true
+}
 
-    /// Ends the pool. Returns what is in it; whoever waits is told.
-    pub(super) fn close(&self) -> Vec<Pooled> {
-        let mut state = self.state.lock();
-        state.closed = true;
-        let waiters = std::mem::take(&mut state.waiters);
-        let ready = std::mem::take(&mut state.ready);
-        drop(state);
-        for waiter in waiters {
-            let _ = waiter.sender.send(Err(AcquireError::Draining));
-        }
-        ready
+async fn preload_into(handler: &Handler, waiting: &mut Waiting, set: &[ResolvedModule]) -> Result<(), String> {
+    let tree = waiting.slot.tree();
+    let attached =
+        handler.deps.modules.attach(waiting.slot.number, &tree, Path::new(PRELOAD_DIR), set).await.map_err(|e| e.to_string())?;
+    let failed = waiting.control.preload(handler.config.load_timeout, attached.packages).await.map_err(|e| e.to_string())?;
+    if !failed.is_empty() {
+        tracing::debug!(?failed, "modules that do not load ahead");
     }
-
-    /// How many claims wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.state.lock().waiters.iter().filter(|w| !w.sender.is_closed()).count()
-    }
-
-    pub(super) fn status(&self, config: &Config, now: Instant) -> PoolStatus {
-        let state = self.state.lock();
-        PoolStatus {
-            level: state.ready.len(),
-            preloaded: state.ready.iter().filter(|p| matches!(p.kind, Kind::Preloaded(_))).count(),
-            creating: state.creating.len(),
-            target: state.demand.target(now, config),
-            circuit_open: state.circuit.pause_left(now).is_some(),
-            last_error: state.last_error.clone(),
-        }
-    }
+    waiting.preloaded = set.iter().map(|m| m.build.clone()).collect();
+    Ok(())
 }

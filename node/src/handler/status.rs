@@ -1,163 +1,173 @@
-//! What the handler counts, and what it says of itself.
+//! What the handler says of itself.
 
-use super::container::EndReason;
+use super::{Handler, container::State};
+use hearth_model::ContainerPath;
 use serde::Serialize;
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Containers that a status lists by name; the counts cover all.
-pub(super) const CONTAINERS_LISTED_MAX: usize = 200;
+/// Containers that a status lists; the busiest and youngest of them.
+const LISTED_MAX: usize = 200;
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counts since the start.
-        #[derive(Debug, Default)]
-        pub(super) struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)*
-            ended: [AtomicU64; EndReason::ALL.len()],
-        }
-
-        /// Counts since the start.
-        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-        pub struct HandlerCounts {
-            $($(#[$doc])* pub $name: u64,)*
-            /// Claimed containers that ended, by reason.
-            pub ended: BTreeMap<&'static str, u64>,
-        }
-
-        impl Counters {
-            pub(super) fn read(&self) -> HandlerCounts {
-                let ended = EndReason::ALL.iter().zip(&self.ended).map(|(reason, n)| (reason.as_str(), n.load(Relaxed))).collect();
-                HandlerCounts { $($name: self.$name.load(Relaxed),)* ended }
-            }
-        }
-    };
-}
-
-counters! {
-    /// Claims that found a container in the pool.
-    claims_from_pool,
-    /// Of those, claims that found one with their modules loaded ahead.
-    claims_preloaded,
-    /// Claims that waited for a container to be made.
-    claims_waited,
-    /// Claims that got none.
-    claims_failed,
-    /// Containers made.
-    created,
-    /// Containers that could not be made or did not come up.
-    create_failures,
-    /// Containers in the pool that ended or were given up before a claim.
-    pool_discarded,
-    /// Versions loaded.
-    loads,
-    /// Versions that did not load.
-    load_failures,
-    /// Containers frozen.
-    freezes,
-    /// Containers thawed.
-    thaws,
-    /// Containers of an earlier process taken over.
-    adopted,
-    /// Containers of an earlier process destroyed.
-    orphans,
-    /// Times that a container was asked for a sign of life.
-    suspects,
-    /// Lines from containers that were no messages.
-    control_nonsense,
-    /// Lines of log that were kept.
-    log_lines,
-    /// Lines of log that were dropped because there were too many.
-    log_lines_dropped,
-    /// Calls of functions' storage.
-    storage_calls,
-}
-
-impl Counters {
-    pub(super) fn ended(&self, reason: EndReason) {
-        if let Some(at) = EndReason::ALL.iter().position(|r| *r == reason) {
-            self.ended[at].fetch_add(1, Relaxed);
-        }
-    }
-}
-
-pub(super) fn add(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub claims_pooled: AtomicU64,
+    pub claims_created: AtomicU64,
+    pub refills: AtomicU64,
+    pub refill_failures: AtomicU64,
+    pub adopted: AtomicU64,
+    pub freezes: AtomicU64,
+    pub idle_destroyed: AtomicU64,
+    pub memory_destroyed: AtomicU64,
+    pub crashed: AtomicU64,
+    pub out_of_memory: AtomicU64,
+    pub stuck: AtomicU64,
+    pub retired: AtomicU64,
+    pub memory_bytes: AtomicU64,
 }
 
 /// The handler at one moment.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct HandlerStatus {
     /// The pool.
     pub pool: PoolStatus,
-    /// Claimed containers by state: `running`, `freezing`, `frozen`, `thawing`, `retired`.
-    pub containers_by_state: BTreeMap<&'static str, usize>,
-    /// Requests that wait for a container to start, thaw or load.
-    pub waiting_requests: usize,
-    /// Containers that requests wait for.
-    pub waiting_claims: usize,
-    /// Slots that are free.
-    pub slots_free: usize,
-    /// Slots whose last container is not yet gone altogether.
-    pub slots_dirty: usize,
-    /// Memory of all claimed containers as last measured, in bytes.
+    /// Claimed containers by state.
+    pub containers: ContainerCounts,
+    /// Claims since the start.
+    pub claims: ClaimCounts,
+    /// Containers that ended since the start, by cause.
+    pub ended: EndCounts,
+    /// Requests that wait for a container or a load.
+    pub waiting: u64,
+    /// Memory of claimed containers, as of the last look.
     pub memory_bytes: u64,
-    /// The bound on it, in bytes.
-    pub memory_limit_bytes: u64,
-    /// Counts since the start.
-    pub counts: HandlerCounts,
-    /// Claimed containers, the most recently used first, at most 200.
-    pub containers: Vec<ContainerStatus>,
+    /// Containers frozen since the start.
+    pub freezes: u64,
+    /// Containers of an earlier process that were taken over.
+    pub adopted: u64,
+    /// The containers, at most 200.
+    pub list: Vec<ContainerStatus>,
 }
 
 /// The pool at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct PoolStatus {
     /// Containers that wait.
     pub level: usize,
-    /// Of those, the ones with modules loaded ahead.
+    /// Of them with popular modules loaded.
     pub preloaded: usize,
-    /// Containers that are being made.
-    pub creating: usize,
-    /// How many should wait.
+    /// What the level should be.
     pub target: usize,
-    /// Whether making containers is paused because it failed.
-    pub circuit_open: bool,
-    /// The last failure, where there was one.
-    pub last_error: Option<String>,
+    /// Containers being made.
+    pub creating: usize,
+    /// Containers added since the start.
+    pub refills: u64,
+    /// Creations that failed since the start.
+    pub refill_failures: u64,
 }
 
-/// One claimed container at one moment.
-#[derive(Debug, Clone, Serialize)]
+/// Claimed containers by state.
+#[derive(Debug, Default, Serialize)]
+pub struct ContainerCounts {
+    /// Take requests.
+    pub running: usize,
+    /// Take requests after a thaw.
+    pub frozen: usize,
+}
+
+/// Claims since the start.
+#[derive(Debug, Serialize)]
+pub struct ClaimCounts {
+    /// Out of the pool.
+    pub pooled: u64,
+    /// The pool had none: made while the request waited.
+    pub created: u64,
+}
+
+/// Ends since the start.
+#[derive(Debug, Serialize)]
+pub struct EndCounts {
+    /// Nobody used it for long.
+    pub idle: u64,
+    /// Of the idle, to make room.
+    pub memory: u64,
+    /// Its process ended by itself.
+    pub crashed: u64,
+    /// It used more memory than it may.
+    pub out_of_memory: u64,
+    /// Its event loop did not answer.
+    pub stuck: u64,
+    /// Its settings changed, or it was deleted.
+    pub retired: u64,
+}
+
+/// One container.
+#[derive(Debug, Serialize)]
 pub struct ContainerStatus {
-    /// Whose.
-    pub tenant: String,
-    /// Its name.
-    pub container: String,
+    /// Whose it is, as `tenant/container`.
+    pub path: String,
     /// Its slot.
     pub slot: u32,
-    /// Its name towards the container engine.
-    pub sandbox_id: String,
-    /// Which Node.js.
-    pub node: &'static str,
-    /// Where it is in its life.
+    /// `running` or `frozen`.
     pub state: &'static str,
-    /// Requests that it serves.
-    pub requests: u32,
-    /// Requests that it has had.
-    pub requests_total: u64,
-    /// Versions that it has loaded, as `function@version`.
-    pub versions: Vec<String>,
-    /// How long it was not used, in milliseconds.
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Milliseconds since its last request.
     pub idle_ms: u64,
-    /// Its age since the claim, in milliseconds.
-    pub age_ms: u64,
-    /// Memory as last measured, in bytes.
-    pub memory_bytes: u64,
-    /// Memory that it may use, in MiB.
-    pub memory_mb: u64,
-    /// Lines of log that were dropped because there were too many.
-    pub log_lines_dropped: u64,
+    /// `function@version` of what is loaded.
+    pub loaded: Vec<String>,
+}
+
+impl Handler {
+    /// The state now.
+    #[must_use]
+    pub fn status(&self) -> HandlerStatus {
+        let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let c = &self.counters;
+        let (all, now_ms) = (self.containers.all(), self.now_ms());
+        let mut containers = ContainerCounts::default();
+        let mut list = Vec::new();
+        for container in &all {
+            match container.state() {
+                State::Running => containers.running += 1,
+                State::Frozen => containers.frozen += 1,
+                State::Leaving | State::Dead => continue,
+            }
+            list.push(ContainerStatus {
+                path: ContainerPath::to_string(container.path()),
+                slot: container.slot.number,
+                state: container.state().name(),
+                in_flight: container.in_flight(),
+                idle_ms: container.idle_ms(now_ms),
+                loaded: container.loaded().iter().map(|(f, v)| format!("{f}@{v}")).collect(),
+            });
+        }
+        list.sort_by(|a, b| (b.in_flight, a.idle_ms).cmp(&(a.in_flight, b.idle_ms)));
+        list.truncate(LISTED_MAX);
+        HandlerStatus {
+            pool: PoolStatus {
+                level: self.pool.level(),
+                preloaded: self.pool.preloaded(),
+                target: self.pool.target(),
+                creating: self.pool.creating(),
+                refills: read(&c.refills),
+                refill_failures: read(&c.refill_failures),
+            },
+            containers,
+            claims: ClaimCounts { pooled: read(&c.claims_pooled), created: read(&c.claims_created) },
+            ended: EndCounts {
+                idle: read(&c.idle_destroyed),
+                memory: read(&c.memory_destroyed),
+                crashed: read(&c.crashed),
+                out_of_memory: read(&c.out_of_memory),
+                stuck: read(&c.stuck),
+                retired: read(&c.retired),
+            },
+            waiting: self.claims.waiting() + self.loads.waiting(),
+            memory_bytes: read(&c.memory_bytes),
+            freezes: read(&c.freezes),
+            adopted: read(&c.adopted),
+            list,
+        }
+    }
 }

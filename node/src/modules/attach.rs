@@ -97,7 +97,8 @@ fn contexts(modules: &[ResolvedModule], artifacts: &[Arc<ArtifactRef>]) -> Vec<S
         }
         let mut hash = Sha256::new();
         hash.update(&artifacts[start].sha256);
-        let peers: BTreeSet<(&str, &str)> = seen.iter().map(|i| (modules[*i].spec.name.as_str(), artifacts[*i].sha256.as_str())).collect();
+        let peers: BTreeSet<(&str, &str)> =
+            seen.iter().map(|i| (modules[*i].spec.name.as_str(), artifacts[*i].sha256.as_str())).collect();
         for (name, sha256) in peers {
             hash.update((name.len() as u64).to_be_bytes());
             hash.update(name);
@@ -130,7 +131,13 @@ impl ModuleCache {
     ///
     /// # Errors
     /// [`AttachError`] names the module; what was mounted before stays until the slot is given up.
-    pub async fn attach(&self, slot: u32, tree: &Path, function_dir: &Path, modules: &[ResolvedModule]) -> Result<Attached, AttachError> {
+    pub async fn attach(
+        &self,
+        slot: u32,
+        tree: &Path,
+        function_dir: &Path,
+        modules: &[ResolvedModule],
+    ) -> Result<Attached, AttachError> {
         let view = self.read_only.as_ref().ok_or(AttachError::NotRoot)?;
         let artifacts = futures_util::future::try_join_all(modules.iter().map(|m| self.artifact(&m.spec, &m.build))).await?;
         let ensured = modules.iter().zip(&artifacts).map(|(m, artifact)| self.ensure(&m.spec, artifact, slot));

@@ -46,7 +46,12 @@ impl Demand {
     }
 
     pub fn popular(&self, max: usize, now: Instant, fits: impl Fn(&[ResolvedModule]) -> bool) -> Vec<Vec<ResolvedModule>> {
-        let mut sets: Vec<_> = self.sets.values().map(|w| (w.count_at(now), w)).filter(|(count, w)| *count >= POPULAR_FROM && fits(&w.modules)).collect();
+        let mut sets: Vec<_> = self
+            .sets
+            .values()
+            .map(|w| (w.count_at(now), w))
+            .filter(|(count, w)| *count >= POPULAR_FROM && fits(&w.modules))
+            .collect();
         sets.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         sets.into_iter().take(max).map(|(_, w)| w.modules.clone()).collect()
     }

@@ -27,7 +27,11 @@ impl ModuleCache {
         if let Some(artifact) = self.ready.get(build) {
             return Ok(artifact);
         }
-        let record = self.functions.get_module(build).await.map_err(|e| AttachError::Record { module: spec.clone(), detail: e.to_string() })?;
+        let record = self
+            .functions
+            .get_module(build)
+            .await
+            .map_err(|e| AttachError::Record { module: spec.clone(), detail: e.to_string() })?;
         match record.map(|r| r.state) {
             Some(BuildState::Ready { artifact, .. }) => {
                 let artifact = Arc::new(artifact);

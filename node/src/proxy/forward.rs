@@ -67,7 +67,11 @@ impl Connections {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let idle = idle.entry(container.id()).or_insert_with(|| Idle { container: Arc::clone(container), senders: Vec::new(), used: true });
+        let idle = idle.entry(container.id()).or_insert_with(|| Idle {
+            container: Arc::clone(container),
+            senders: Vec::new(),
+            used: true,
+        });
         if idle.senders.len() < self.idle_max {
             idle.senders.push(sender);
         }

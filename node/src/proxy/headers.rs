@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_client_cannot_remove_what_the_platform_adds() {
-        let mut headers = map(&[("connection", "hearth-call, x-forwarded-for, x-secret"), ("hearth-call", "forged"), ("x-secret", "1")]);
+        let mut headers =
+            map(&[("connection", "hearth-call, x-forwarded-for, x-secret"), ("hearth-call", "forged"), ("x-secret", "1")]);
         strip(&mut headers);
         add_trusted(&mut headers, HeaderValue::from_static("real"), &HeaderValue::from_static("1.2.3.4"), false);
         assert_eq!(headers.get_all("hearth-call").iter().collect::<Vec<_>>(), ["real"]);

@@ -20,7 +20,6 @@ use hearth_store::Servable;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use tower::ServiceExt;
 use std::{
     cell::Cell,
     fmt::Write,
@@ -29,6 +28,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tower::ServiceExt;
 
 /// How long a broken connection waits for the news that its container has ended, to tell a crash from a defect of ours.
 const EXIT_NEWS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -101,11 +101,21 @@ async fn manage_call(worker: &Worker, peer: SocketAddr, request: Request<Incomin
             }
             response.map(ResponseBody::Manage)
         }
-        _ => respond::problem(ProblemKind::Internal, "manage", "the call failed; the log tells more under this request's id", &request_id),
+        _ => respond::problem(
+            ProblemKind::Internal,
+            "manage",
+            "the call failed; the log tells more under this request's id",
+            &request_id,
+        ),
     }
 }
 
-async fn invoke(worker: Rc<Worker>, peer: SocketAddr, request: Request<Incoming>, request_id: &str) -> Result<Response<ResponseBody>, Failure> {
+async fn invoke(
+    worker: Rc<Worker>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+    request_id: &str,
+) -> Result<Response<ResponseBody>, Failure> {
     let began = Instant::now();
     check(&request, &worker)?;
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -118,7 +128,11 @@ async fn invoke(worker: Rc<Worker>, peer: SocketAddr, request: Request<Incoming>
             let path: FunctionPath = key.parse().map_err(|_| not_found())?;
             worker.shared.catalog.read(key, &path).await.map_err(|error| {
                 tracing::warn!(function = %path, %error, "a function's record could not be read");
-                fail(ProblemKind::DependencyUnavailable, "store", "the function's record cannot be read now, and this node does not know it yet")
+                fail(
+                    ProblemKind::DependencyUnavailable,
+                    "store",
+                    "the function's record cannot be read now, and this node does not know it yet",
+                )
             })?
         }
     };
@@ -197,7 +211,12 @@ struct Call<'a> {
     began: Instant,
 }
 
-async fn forward_call(worker: &Rc<Worker>, call: Call<'_>, permit: Permit, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Failure> {
+async fn forward_call(
+    worker: &Rc<Worker>,
+    call: Call<'_>,
+    permit: Permit,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Failure> {
     let config = &worker.shared.config;
     let upgrade_to = headers::wants_upgrade(request.headers()).then(|| request.headers()[header::UPGRADE].clone());
     let client_side = upgrade_to.as_ref().map(|_| hyper::upgrade::on(&mut request));
@@ -299,7 +318,11 @@ async fn ended(container: &Arc<LiveContainer>, error: &SendError) -> Failure {
         }
         Some(exit) => {
             let code = exit.code.map_or_else(|| "without a code".into(), |code| format!("with code {code}"));
-            fail(ProblemKind::FunctionCrashed, "handler", format!("the function's process ended {code}; a fresh one serves the next request"))
+            fail(
+                ProblemKind::FunctionCrashed,
+                "handler",
+                format!("the function's process ended {code}; a fresh one serves the next request"),
+            )
         }
         None => fail(ProblemKind::FunctionBadResponse, "runtime", "the function's answer broke off or is not HTTP"),
     }
@@ -328,7 +351,11 @@ async fn finish(
     let function_side = (switched && client_side.is_some()).then(|| hyper::upgrade::on(&mut response));
     if switched && function_side.is_none() || response.status().is_informational() && !switched {
         exchange.finish(false);
-        return Err(fail(ProblemKind::FunctionBadResponse, "runtime", "the function switched protocols though the client did not ask for it"));
+        return Err(fail(
+            ProblemKind::FunctionBadResponse,
+            "runtime",
+            "the function switched protocols though the client did not ask for it",
+        ));
     }
     let (mut parts, incoming) = response.into_parts();
     let by_tenant = parts.headers.get(names::FAULT).is_some();

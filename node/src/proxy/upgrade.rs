@@ -18,7 +18,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Joins the two sides in a task of its own, which holds the exchange (and with it the container) until the end.
-pub(super) fn join(client: OnUpgrade, function: OnUpgrade, exchange: Exchange, idle_timeout: Duration, draining: CancellationToken) {
+pub(super) fn join(
+    client: OnUpgrade,
+    function: OnUpgrade,
+    exchange: Exchange,
+    idle_timeout: Duration,
+    draining: CancellationToken,
+) {
     tokio::task::spawn_local(async move {
         let (client, function) = match tokio::try_join!(client, function) {
             Ok(sides) => sides,

@@ -84,7 +84,12 @@ impl Bed {
         assert_eq!(std::fs::read_dir(self.dir.path().join("slots")).unwrap().count(), 0);
         let slots = self.dir.path().join("slots");
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let left: Vec<_> = mounts.lines().filter_map(|l| l.split(' ').nth(1)).map(Path::new).filter(|p| p.starts_with(&slots) && *p != slots).collect();
+        let left: Vec<_> = mounts
+            .lines()
+            .filter_map(|l| l.split(' ').nth(1))
+            .map(Path::new)
+            .filter(|p| p.starts_with(&slots) && *p != slots)
+            .collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }
@@ -94,12 +99,15 @@ impl Drop for Bed {
         // Whatever a failed test left: its containers, and what is mounted below its directory.
         let run = |program: &str, args: &[&str]| std::process::Command::new(program).args(args).output();
         let label = format!("label=hearth.instance={}", self.instance);
-        let ids = run("docker", &["ps", "-aq", "--filter", &label]).map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+        let ids = run("docker", &["ps", "-aq", "--filter", &label])
+            .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+            .unwrap_or_default();
         for id in ids.split_whitespace() {
             let _ = run("docker", &["rm", "-f", id]);
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let points: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(self.dir.path())).collect();
+        let points: Vec<&str> =
+            mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(self.dir.path())).collect();
         for point in points.into_iter().rev() {
             let _ = run("umount", &["-l", point]);
         }
@@ -137,7 +145,8 @@ pub fn servable(path: &str, code: &str) -> Servable {
 pub async fn call(lease: &Lease, function: &str) -> (u16, String) {
     let talk = async {
         let mut stream = lease.container().connect().await?;
-        let request = format!("GET /run HTTP/1.1\r\nhost: x\r\nconnection: close\r\nhearth-call: {function} r-1 10000 4 127.0.0.1\r\n\r\n");
+        let request =
+            format!("GET /run HTTP/1.1\r\nhost: x\r\nconnection: close\r\nhearth-call: {function} r-1 10000 4 127.0.0.1\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -147,7 +156,11 @@ pub async fn call(lease: &Lease, function: &str) -> (u16, String) {
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
     // A chunked body of one chunk.
-    let body = if answer.to_ascii_lowercase().contains("transfer-encoding: chunked") { body.lines().nth(1).unwrap_or_default().to_owned() } else { body };
+    let body = if answer.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        body.lines().nth(1).unwrap_or_default().to_owned()
+    } else {
+        body
+    };
     (status, body)
 }
 

@@ -32,10 +32,17 @@ pub(super) struct Db {
 impl Db {
     /// Opens or creates the file, and brings an older schema up to date.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let fail = |call, error: rusqlite::Error| StoreError::Unavailable { call, resource: path.display().to_string(), detail: error.to_string() };
+        let fail = |call, error: rusqlite::Error| StoreError::Unavailable {
+            call,
+            resource: path.display().to_string(),
+            detail: error.to_string(),
+        };
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)
-                .map_err(|e| StoreError::Unavailable { call: "create directory", resource: dir.display().to_string(), detail: e.to_string() })?;
+            std::fs::create_dir_all(dir).map_err(|e| StoreError::Unavailable {
+                call: "create directory",
+                resource: dir.display().to_string(),
+                detail: e.to_string(),
+            })?;
         }
         let connection = Connection::open(path).map_err(|e| fail("open", e))?;
         let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(|e| fail("read schema", e))?;
@@ -52,10 +59,9 @@ impl Db {
             connection.execute_batch(&ddl).map_err(|e| fail("create tables", e))?;
         }
         let (writer, jobs) = mpsc::channel(WAITING_MAX);
-        std::thread::Builder::new()
-            .name("sqlite-writer".into())
-            .spawn(move || write_loop(&connection, jobs))
-            .map_err(|e| StoreError::Unavailable { call: "start thread", resource: "sqlite-writer".into(), detail: e.to_string() })?;
+        std::thread::Builder::new().name("sqlite-writer".into()).spawn(move || write_loop(&connection, jobs)).map_err(|e| {
+            StoreError::Unavailable { call: "start thread", resource: "sqlite-writer".into(), detail: e.to_string() }
+        })?;
         let mut readers = Vec::with_capacity(READERS);
         for n in 0..READERS {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -69,7 +75,11 @@ impl Db {
                         job(&connection);
                     }
                 })
-                .map_err(|e| StoreError::Unavailable { call: "start thread", resource: "sqlite-reader".into(), detail: e.to_string() })?;
+                .map_err(|e| StoreError::Unavailable {
+                    call: "start thread",
+                    resource: "sqlite-reader".into(),
+                    detail: e.to_string(),
+                })?;
             readers.push(sender);
         }
         Ok(Self { writer, readers: readers.into(), path: path.into() })
@@ -138,7 +148,9 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.set_prepared_statement_cache_capacity(64);
     // FULL: a commit is on disk when it is acknowledged, also when the machine loses power.
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = OFF; PRAGMA cache_size = -8000;")
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = OFF; PRAGMA cache_size = -8000;",
+    )
 }
 
 fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {

@@ -8,8 +8,8 @@ use super::{
 use crate::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError, function::TenantCounts, function::what};
 use async_trait::async_trait;
 use hearth_model::{
-    BuildKey, Container, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, Tenant, TenantName, Token, TokenHash,
-    VersionNumber, VersionStatus, limits,
+    BuildKey, Container, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, Tenant, TenantName, Token,
+    TokenHash, VersionNumber, VersionStatus, limits,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -68,7 +68,14 @@ fn write_version(db: &Connection, version: &FunctionVersion) -> Result<(), Failu
     db.prepare_cached(
         "INSERT OR REPLACE INTO versions (tenant, container, function, version, building, doc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
-    .execute(params![path.tenant.as_str(), path.container.as_str(), path.function.as_str(), int(version.version.0), building, doc])?;
+    .execute(params![
+        path.tenant.as_str(),
+        path.container.as_str(),
+        path.function.as_str(),
+        int(version.version.0),
+        building,
+        doc
+    ])?;
     Ok(())
 }
 
@@ -89,7 +96,13 @@ fn prune(db: &Connection, function: &Function) -> Result<(), Failure> {
     let kept = limits::VERSIONS_KEPT_MAX - usize::from(function.live.is_some());
     let old = statement
         .query_map(
-            params![path.tenant.as_str(), path.container.as_str(), path.function.as_str(), function.live.map(|v| int(v.0)), int(kept as u64)],
+            params![
+                path.tenant.as_str(),
+                path.container.as_str(),
+                path.function.as_str(),
+                function.live.map(|v| int(v.0)),
+                int(kept as u64)
+            ],
             |r| r.get::<_, i64>(0),
         )?
         .collect::<Result<Vec<_>, _>>()?;
@@ -99,7 +112,12 @@ fn prune(db: &Connection, function: &Function) -> Result<(), Failure> {
     Ok(())
 }
 
-fn create_version(db: &Connection, path: &FunctionPath, new: NewVersion, precondition: Precondition) -> Result<(Function, FunctionVersion), Failure> {
+fn create_version(
+    db: &Connection,
+    path: &FunctionPath,
+    new: NewVersion,
+    precondition: Precondition,
+) -> Result<(Function, FunctionVersion), Failure> {
     let now = now();
     if container(db, &path.container_path())?.is_none() {
         return Err(not_found(what("container", path.container_path())));
@@ -132,8 +150,16 @@ fn create_version(db: &Connection, path: &FunctionPath, new: NewVersion, precond
     };
     write_version(db, &version)?;
     for module in &version.modules {
-        db.prepare_cached("INSERT OR IGNORE INTO version_modules (key, tenant, container, function, version) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![module.build.0, path.tenant.as_str(), path.container.as_str(), path.function.as_str(), int(number.0)])?;
+        db.prepare_cached(
+            "INSERT OR IGNORE INTO version_modules (key, tenant, container, function, version) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            module.build.0,
+            path.tenant.as_str(),
+            path.container.as_str(),
+            path.function.as_str(),
+            int(number.0)
+        ])?;
     }
     write_function(db, &function)?;
     prune(db, &function)?;
@@ -181,12 +207,8 @@ fn set_live(db: &Connection, path: &FunctionPath, number: VersionNumber, precond
     head.updated_at = now();
     write_function(db, &head)?;
     // Versions that were still building when the tenant chose must not take its place when they are done.
-    db.prepare_cached("INSERT OR REPLACE INTO rollbacks (tenant, container, function, chosen_after) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-        path.tenant.as_str(),
-        path.container.as_str(),
-        path.function.as_str(),
-        int(head.latest.0)
-    ])?;
+    db.prepare_cached("INSERT OR REPLACE INTO rollbacks (tenant, container, function, chosen_after) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![path.tenant.as_str(), path.container.as_str(), path.function.as_str(), int(head.latest.0)])?;
     Ok(head)
 }
 
@@ -241,11 +263,8 @@ impl FunctionStore for SqliteStore {
                 tenant.generation = existing.as_ref().map_or(1, |t| t.generation + 1);
                 tenant.created_at = existing.as_ref().map_or_else(now, |t| t.created_at);
                 let doc = encode("tenant", &tenant)?;
-                db.prepare_cached("INSERT OR REPLACE INTO tenants (name, generation, doc) VALUES (?1, ?2, ?3)")?.execute(params![
-                    tenant.name.as_str(),
-                    int(tenant.generation),
-                    doc
-                ])?;
+                db.prepare_cached("INSERT OR REPLACE INTO tenants (name, generation, doc) VALUES (?1, ?2, ?3)")?
+                    .execute(params![tenant.name.as_str(), int(tenant.generation), doc])?;
                 Ok(tenant)
             })
             .await
@@ -276,7 +295,8 @@ impl FunctionStore for SqliteStore {
         let (after, (limit, fetch)) = (after(cursor)?, fetch_count(limit));
         self.db
             .read("list_tenants", move |db| {
-                let items = get_all(db, "tenant", "SELECT doc FROM tenants WHERE name > ?1 ORDER BY name LIMIT ?2", params![after, fetch])?;
+                let items =
+                    get_all(db, "tenant", "SELECT doc FROM tenants WHERE name > ?1 ORDER BY name LIMIT ?2", params![after, fetch])?;
                 Ok(page(items, limit, |t: &Tenant| t.name.to_string()))
             })
             .await
@@ -294,9 +314,8 @@ impl FunctionStore for SqliteStore {
                 container.generation = existing.as_ref().map_or(1, |c| c.generation + 1);
                 container.created_at = existing.as_ref().map_or_else(now, |c| c.created_at);
                 let doc = encode("container", &container)?;
-                db.prepare_cached("INSERT OR REPLACE INTO containers (tenant, name, generation, doc) VALUES (?1, ?2, ?3, ?4)")?.execute(
-                    params![container.tenant.as_str(), container.name.as_str(), int(container.generation), doc],
-                )?;
+                db.prepare_cached("INSERT OR REPLACE INTO containers (tenant, name, generation, doc) VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![container.tenant.as_str(), container.name.as_str(), int(container.generation), doc])?;
                 Ok(container)
             })
             .await
@@ -323,7 +342,12 @@ impl FunctionStore for SqliteStore {
             .await
     }
 
-    async fn list_containers(&self, tenant: &TenantName, cursor: Option<&str>, limit: usize) -> Result<Page<Container>, StoreError> {
+    async fn list_containers(
+        &self,
+        tenant: &TenantName,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<Container>, StoreError> {
         let (tenant, after, (limit, fetch)) = (tenant.clone(), after(cursor)?, fetch_count(limit));
         self.db
             .read("list_containers", move |db| {
@@ -334,17 +358,32 @@ impl FunctionStore for SqliteStore {
             .await
     }
 
-    async fn create_version(&self, path: &FunctionPath, new: NewVersion, precondition: Precondition) -> Result<(Function, FunctionVersion), StoreError> {
+    async fn create_version(
+        &self,
+        path: &FunctionPath,
+        new: NewVersion,
+        precondition: Precondition,
+    ) -> Result<(Function, FunctionVersion), StoreError> {
         let path = path.clone();
         self.db.write("create_version", move |db| create_version(db, &path, new, precondition)).await
     }
 
-    async fn settle_version(&self, path: &FunctionPath, version: VersionNumber, status: VersionStatus) -> Result<Function, StoreError> {
+    async fn settle_version(
+        &self,
+        path: &FunctionPath,
+        version: VersionNumber,
+        status: VersionStatus,
+    ) -> Result<Function, StoreError> {
         let path = path.clone();
         self.db.write("settle_version", move |db| settle_version(db, &path, version, status)).await
     }
 
-    async fn set_live(&self, path: &FunctionPath, version: VersionNumber, precondition: Precondition) -> Result<Function, StoreError> {
+    async fn set_live(
+        &self,
+        path: &FunctionPath,
+        version: VersionNumber,
+        precondition: Precondition,
+    ) -> Result<Function, StoreError> {
         let path = path.clone();
         self.db.write("set_live", move |db| set_live(db, &path, version, precondition)).await
     }
@@ -395,7 +434,12 @@ impl FunctionStore for SqliteStore {
             .await
     }
 
-    async fn list_versions(&self, path: &FunctionPath, cursor: Option<&str>, limit: usize) -> Result<Page<FunctionVersion>, StoreError> {
+    async fn list_versions(
+        &self,
+        path: &FunctionPath,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<FunctionVersion>, StoreError> {
         let (path, after, (limit, fetch)) = (path.clone(), after(cursor)?, fetch_count(limit));
         let before: i64 = if after.is_empty() {
             i64::MAX
@@ -450,12 +494,19 @@ impl FunctionStore for SqliteStore {
         self.db.read("get_token", move |db| get(db, || "token".into(), "SELECT doc FROM tokens WHERE hash = ?1", [hash])).await
     }
 
-    async fn list_tokens(&self, tenant: Option<&TenantName>, cursor: Option<&str>, limit: usize) -> Result<Page<Token>, StoreError> {
+    async fn list_tokens(
+        &self,
+        tenant: Option<&TenantName>,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<Token>, StoreError> {
         let (tenant, after, (limit, fetch)) = (tenant.cloned(), after(cursor)?, fetch_count(limit));
         self.db
             .read("list_tokens", move |db| {
                 let items = match &tenant {
-                    None => get_all(db, "token", "SELECT doc FROM tokens WHERE id > ?1 ORDER BY id LIMIT ?2", params![after, fetch])?,
+                    None => {
+                        get_all(db, "token", "SELECT doc FROM tokens WHERE id > ?1 ORDER BY id LIMIT ?2", params![after, fetch])?
+                    }
                     Some(tenant) => {
                         let sql = "SELECT doc FROM tokens WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
                         get_all(db, "token", sql, params![tenant.as_str(), after, fetch])?
@@ -480,7 +531,9 @@ impl FunctionStore for SqliteStore {
 
     async fn get_module(&self, key: &BuildKey) -> Result<Option<ModuleRecord>, StoreError> {
         let key = key.0.clone();
-        self.db.read("get_module", move |db| get(db, || what("module", &key), "SELECT doc FROM modules WHERE key = ?1", [&key])).await
+        self.db
+            .read("get_module", move |db| get(db, || what("module", &key), "SELECT doc FROM modules WHERE key = ?1", [&key]))
+            .await
     }
 
     async fn put_module(&self, record: ModuleRecord, expected: Option<&ModuleRecord>) -> Result<bool, StoreError> {
@@ -547,7 +600,9 @@ impl FunctionStore for SqliteStore {
             .read("get_document", move |db| {
                 let row: Option<(i64, Option<String>)> = db
                     .prepare_cached("SELECT etag, doc FROM documents WHERE tenant = ?1 AND container = ?2 AND function = ?3")?
-                    .query_row([path.tenant.as_str(), path.container.as_str(), path.function.as_str()], |r| Ok((r.get(0)?, r.get(1)?)))
+                    .query_row([path.tenant.as_str(), path.container.as_str(), path.function.as_str()], |r| {
+                        Ok((r.get(0)?, r.get(1)?))
+                    })
                     .optional()?;
                 match row {
                     Some((etag, Some(doc))) => Ok(Some((decode(|| what("document of", &path), &doc)?, etag.unsigned_abs()))),
@@ -557,7 +612,12 @@ impl FunctionStore for SqliteStore {
             .await
     }
 
-    async fn put_document(&self, path: &FunctionPath, data: serde_json::Value, precondition: Precondition) -> Result<u64, StoreError> {
+    async fn put_document(
+        &self,
+        path: &FunctionPath,
+        data: serde_json::Value,
+        precondition: Precondition,
+    ) -> Result<u64, StoreError> {
         let path = path.clone();
         self.db
             .write("put_document", move |db| {
@@ -567,15 +627,19 @@ impl FunctionStore for SqliteStore {
                 let key = [path.tenant.as_str(), path.container.as_str(), path.function.as_str()];
                 // The row of a deleted document stays, so that its etags never come back.
                 let row: Option<(i64, bool)> = db
-                    .prepare_cached("SELECT etag, doc IS NOT NULL FROM documents WHERE tenant = ?1 AND container = ?2 AND function = ?3")?
+                    .prepare_cached(
+                        "SELECT etag, doc IS NOT NULL FROM documents WHERE tenant = ?1 AND container = ?2 AND function = ?3",
+                    )?
                     .query_row(key, |r| Ok((r.get(0)?, r.get(1)?)))
                     .optional()?;
                 let actual = row.filter(|(_, exists)| *exists).map(|(etag, _)| etag.unsigned_abs());
                 check(&what("document of", &path), precondition, actual)?;
                 let etag = row.map_or(1, |(etag, _)| etag.unsigned_abs() + 1);
                 let doc = if data.is_null() { None } else { Some(encode("document", &data)?) };
-                db.prepare_cached("INSERT OR REPLACE INTO documents (tenant, container, function, etag, doc) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                    .execute(params![key[0], key[1], key[2], int(etag), doc])?;
+                db.prepare_cached(
+                    "INSERT OR REPLACE INTO documents (tenant, container, function, etag, doc) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![key[0], key[1], key[2], int(etag), doc])?;
                 Ok(etag)
             })
             .await

@@ -144,7 +144,9 @@ impl BuildQueue for SqliteStore {
         self.db
             .write("take dead jobs", move |db| {
                 let mut statement = db.prepare_cached("SELECT id, doc FROM dead_jobs ORDER BY id LIMIT ?1")?;
-                let rows = statement.query_map([limit], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)))?.collect::<Result<Vec<_>, _>>()?;
+                let rows = statement
+                    .query_map([limit], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)))?
+                    .collect::<Result<Vec<_>, _>>()?;
                 let mut jobs = Vec::with_capacity(rows.len());
                 for (id, doc) in rows {
                     db.execute("DELETE FROM dead_jobs WHERE id = ?1", [id])?;

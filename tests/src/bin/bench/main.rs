@@ -207,10 +207,15 @@ async fn memory(report: &mut Report, platform: &Platform) -> Result<()> {
         let dir = entry.path();
         let cgroup = fs::read_to_string(dir.join("cgroup")).unwrap_or_default();
         let command = fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
-        let ours = ids.iter().any(|id| cgroup.contains(id.as_str()) || (command.contains("containerd-shim") && command.contains(id.as_str())));
+        let ours = ids
+            .iter()
+            .any(|id| cgroup.contains(id.as_str()) || (command.contains("containerd-shim") && command.contains(id.as_str())));
         if ours {
             let rollup = fs::read_to_string(dir.join("smaps_rollup")).unwrap_or_default();
-            kib += rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0);
+            kib += rollup
+                .lines()
+                .find_map(|l| l.strip_prefix("Pss:")?.trim().trim_end_matches(" kB").parse::<u64>().ok())
+                .unwrap_or(0);
         }
     }
     let mib = kib as f64 / 1_024.0 / ids.len().max(1) as f64;
@@ -221,7 +226,8 @@ async fn memory(report: &mut Report, platform: &Platform) -> Result<()> {
 
 async fn refill(report: &mut Report, platform: &Platform) -> Result<()> {
     platform.wait_for_pool(8).await?;
-    let made = |status: &serde_json::Value| status.pointer("/handler/pool/refills").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let made =
+        |status: &serde_json::Value| status.pointer("/handler/pool/refills").and_then(serde_json::Value::as_u64).unwrap_or(0);
     let before = made(&platform.status().await?);
     let paths: Vec<String> = (0..8).map(|n| format!("refill{n}/main/f")).collect();
     for path in &paths {
@@ -258,7 +264,12 @@ async fn modules(report: &mut Report, platform: &Platform) -> Result<()> {
     report.add("first start on a node that has not express and lodash yet", figure, "", None);
     let (plain, heads) = first_requests(platform, &paths[..3], true).await?;
     let attach = median(heads.iter().map(|h| phase(h, "modules")).collect());
-    report.add("cold start with express and lodash, p50 of the first 3", format!("{:.1} ms", plain.ms(0.5)), "<= 30 ms", Some(plain.ms(0.5) <= 30.0));
+    report.add(
+        "cold start with express and lodash, p50 of the first 3",
+        format!("{:.1} ms", plain.ms(0.5)),
+        "<= 30 ms",
+        Some(plain.ms(0.5) <= 30.0),
+    );
     report.add("of it files and two mounts", format!("{attach:.2} ms"), "", None);
     // By now the node knows that they are popular, and has them loaded in waiting containers.
     platform.wait_for_preloaded().await?;
@@ -272,7 +283,12 @@ async fn modules(report: &mut Report, platform: &Platform) -> Result<()> {
     report.add("the same once popular, p50 of 20", format!("{:.1} ms", popular.ms(0.5)), "<= 10 ms", Some(popular.ms(0.5) <= 10.0));
     creates.sort_unstable();
     let creates = Figures { sorted: creates, per_second: f64::NAN };
-    report.add("create with known modules, p99 of 40", format!("{:.0} ms", creates.ms(0.99)), "<= 500 ms", Some(creates.ms(0.99) <= 500.0));
+    report.add(
+        "create with known modules, p99 of 40",
+        format!("{:.0} ms", creates.ms(0.99)),
+        "<= 500 ms",
+        Some(creates.ms(0.99) <= 500.0),
+    );
     slope(report, platform).await
 }
 
@@ -288,7 +304,12 @@ async fn slope(report: &mut Report, platform: &Platform) -> Result<()> {
         }
         first_requests(platform, &paths[..1], true).await?;
         let (figures, _) = first_requests(platform, &paths[1..], true).await?;
-        report.add(&format!("cold start with {size} of node_modules on the node, p50"), format!("{:.1} ms", figures.ms(0.5)), "", None);
+        report.add(
+            &format!("cold start with {size} of node_modules on the node, p50"),
+            format!("{:.1} ms", figures.ms(0.5)),
+            "",
+            None,
+        );
         medians.push(figures.ms(0.5));
     }
     let slope = medians[2] - medians[0];

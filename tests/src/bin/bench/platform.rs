@@ -75,7 +75,15 @@ impl Platform {
 
     /// What the node says of itself.
     pub async fn status(&self) -> Result<Value> {
-        Ok(self.http.get(format!("{}/v1/status", self.url)).bearer_auth(&self.token).send().await?.error_for_status()?.json().await?)
+        Ok(self
+            .http
+            .get(format!("{}/v1/status", self.url))
+            .bearer_auth(&self.token)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?)
     }
 
     /// Containers that wait in the pool.

@@ -37,7 +37,8 @@ impl Drop for Process {
 /// Starts a program whose output goes to a file below `dir`.
 pub fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Process> {
     let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
-    let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("starting {name}"))?;
+    let child =
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("starting {name}"))?;
     Ok(Process(child))
 }
 

@@ -1,0 +1,123 @@
+//! `/v1/tenants`.
+
+use super::{
+    Shared,
+    auth::Caller,
+    page::{IfMatch, List, Paging, etag},
+    problem::ApiError,
+    view::TenantView,
+};
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode},
+};
+use hearth_model::{ContainerPath, Problem, Scope, Tenant, TenantLimits, TenantName, Timestamp};
+use hearth_store::Precondition;
+use serde::Deserialize;
+
+/// What can be set about a tenant.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TenantSpec {
+    /// What it may use; what is absent has its default.
+    #[serde(default)]
+    limits: TenantLimits,
+}
+
+/// What a deletion takes along.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Deletion {
+    /// Delete what is inside, too; without it only what is empty is deleted.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// All tenants; a tenant's token sees its own.
+#[utoipa::path(get, path = "/v1/tenants", tag = "tenants", params(Paging), security(("bearer" = [])), responses(
+    (status = 200, body = List<TenantView>), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn list(
+    State(api): State<Shared>,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Result<Json<List<TenantView>>, ApiError> {
+    let limit = paging.limit()?;
+    if let Some(own) = caller.tenant() {
+        caller.require(own, Scope::Read)?;
+        let tenant = api.deps.functions.get_tenant(own).await?;
+        return Ok(Json(List { items: tenant.into_iter().map(TenantView::of).collect(), next: None }));
+    }
+    caller.require_admin()?;
+    Ok(Json(List::of(api.deps.functions.list_tenants(paging.cursor(), limit).await?, TenantView::of)))
+}
+
+/// One tenant.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = TenantName, Path)), security(("bearer" = [])), responses(
+    (status = 200, body = TenantView), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn get(
+    State(api): State<Shared>,
+    caller: Caller,
+    Path(tenant): Path<String>,
+) -> Result<(HeaderMap, Json<TenantView>), ApiError> {
+    let tenant: TenantName = tenant.parse()?;
+    caller.require(&tenant, Scope::Read)?;
+    let tenant = api.deps.functions.get_tenant(&tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
+    Ok((etag(tenant.generation), Json(TenantView::of(tenant))))
+}
+
+/// Creates or changes a tenant; operators only.
+#[utoipa::path(put, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = TenantName, Path)), request_body = TenantSpec, security(("bearer" = [])), responses(
+    (status = 200, body = TenantView), (status = 201, body = TenantView), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn put(
+    State(api): State<Shared>,
+    caller: Caller,
+    Path(tenant): Path<String>,
+    IfMatch(precondition): IfMatch,
+    Json(spec): Json<TenantSpec>,
+) -> Result<(StatusCode, HeaderMap, Json<TenantView>), ApiError> {
+    let name: TenantName = tenant.parse()?;
+    caller.require(&name, Scope::Admin)?;
+    let limits = spec.limits;
+    for (field, value) in [("concurrency", limits.concurrency), ("rate_per_s", limits.rate_per_s), ("burst", limits.burst)] {
+        if value == 0 {
+            return Err(ApiError::invalid(format!("limits.{field}"), "0 would let nothing pass; use 1 or more"));
+        }
+    }
+    let tenant = Tenant { name, limits, generation: 0, created_at: Timestamp(0) };
+    let tenant = api.deps.functions.put_tenant(tenant, precondition).await?;
+    api.deps.catalog.invalidate_tenant(&tenant.name);
+    let status = if tenant.generation == 1 { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, etag(tenant.generation), Json(TenantView::of(tenant))))
+}
+
+/// Deletes a tenant, its tokens included; operators only.
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = TenantName, Path), Deletion), security(("bearer" = [])), responses(
+    (status = 204), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn delete(
+    State(api): State<Shared>,
+    caller: Caller,
+    Path(tenant): Path<String>,
+    Query(deletion): Query<Deletion>,
+    IfMatch(precondition): IfMatch,
+) -> Result<StatusCode, ApiError> {
+    let tenant: TenantName = tenant.parse()?;
+    caller.require(&tenant, Scope::Admin)?;
+    if deletion.recursive {
+        loop {
+            let page = api.deps.functions.list_containers(&tenant, None, 100).await?;
+            if page.items.is_empty() {
+                break;
+            }
+            for container in page.items {
+                let path = ContainerPath { tenant: tenant.clone(), container: container.name };
+                super::containers::delete_whole(&api, &path, Precondition::None).await?;
+            }
+        }
+    }
+    api.deps.functions.delete_tenant(&tenant, precondition).await?;
+    api.deps.catalog.invalidate_tenant(&tenant);
+    api.guard.forget();
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,386 @@
+//! The API as a caller sees it: every route, every kind of caller, limits, preconditions, secrets that never come back, audit lines.
+
+use super::{ClientIp, Config, Deps, RequestId, bootstrap_admin_token, router, routes};
+use crate::{catalog::Catalog, logs::LogHub};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::{HeaderMap, Request, StatusCode},
+};
+use hearth_registry::Registry;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+use tower::ServiceExt;
+
+struct Api {
+    router: Router,
+    dir: tempfile::TempDir,
+    admin: String,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or(Value::Null)
+    }
+}
+
+impl Api {
+    async fn new() -> Self {
+        Self::with_wrong_tokens(1_000_000).await
+    }
+
+    async fn with_wrong_tokens(wrong_tokens_per_minute: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = hearth_store::open(&hearth_store::Config::embedded(dir.path())).await.unwrap();
+        let token_file = dir.path().join("admin.token");
+        bootstrap_admin_token(&*stores.functions, &token_file).await.unwrap();
+        // Nothing listens there: what needs the registry is refused as unavailable.
+        let registry = hearth_registry::Config { url: Some("http://127.0.0.1:9/".into()), ..Default::default() };
+        let deps = Deps {
+            functions: Arc::clone(&stores.functions),
+            artifacts: stores.artifacts,
+            queue: stores.queue,
+            keyring: stores.keyring,
+            registry: Arc::new(Registry::new(registry).unwrap()),
+            catalog: Catalog::new(stores.functions, Default::default()),
+            handler_evict: Arc::new(|_| {}),
+            logs: LogHub::new(),
+            status: Arc::new(|| json!({ "version": "test" })),
+            build_image: "image".into(),
+            arch: "x86_64",
+            data_dir: dir.path().to_owned(),
+        };
+        let config = Config { wrong_tokens_per_minute, ..Config::default() };
+        let admin = fs::read_to_string(token_file).unwrap().trim().to_owned();
+        Self { router: router(config, deps), dir, admin }
+    }
+
+    async fn call(&self, token: Option<&str>, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header("content-type", "application/json");
+                Body::from(body.to_string())
+            }
+            None => Body::empty(),
+        };
+        let mut request = request.body(body).unwrap();
+        request.extensions_mut().insert(RequestId("req-1".into()));
+        request.extensions_mut().insert(ClientIp(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = String::from_utf8(to_bytes(response.into_body(), 10_000_000).await.unwrap().to_vec()).unwrap();
+        Answer { status, headers, text }
+    }
+
+    async fn admin(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        self.call(Some(&self.admin), method, path, &[], body).await
+    }
+
+    async fn token(&self, tenant: &str, scope: &str, expires_in_s: Option<u64>) -> String {
+        let body = json!({ "tenant": tenant, "scope": scope, "expires_in_s": expires_in_s });
+        let answer = self.admin("POST", "/v1/tokens", Some(body)).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+        answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    fn audit_lines(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.path().join("audit.jsonl")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+const FUNCTION: &str = "/v1/tenants/acme/containers/main/functions/hello";
+
+fn hello() -> Value {
+    json!({ "code": "module.exports = cb => cb(null, 1)" })
+}
+
+#[tokio::test]
+async fn a_function_is_made_changed_rolled_back_and_deleted() {
+    let api = Api::new().await;
+    let made = api.admin("PUT", FUNCTION, Some(hello())).await;
+    assert_eq!(
+        (made.status, &made.json()["live"], &made.json()["status"]),
+        (StatusCode::CREATED, &json!(1), &json!("ready")),
+        "{}",
+        made.text
+    );
+    assert_eq!(made.headers["etag"], "\"1\"");
+    assert_eq!(made.json()["url"], "/run/acme/main/hello");
+    let changed =
+        api.admin("PUT", FUNCTION, Some(json!({ "files": { "index.mjs": "export default 1" }, "timeout_ms": 500 }))).await;
+    assert_eq!((changed.status, &changed.json()["live"], &changed.json()["timeout_ms"]), (StatusCode::OK, &json!(2), &json!(500)));
+    let back = api.admin("POST", &format!("{FUNCTION}/rollback"), Some(json!({ "version": 1 }))).await;
+    assert_eq!((back.status, &back.json()["live"]), (StatusCode::OK, &json!(1)));
+    assert_eq!(
+        api.admin("POST", &format!("{FUNCTION}/rollback"), Some(json!({ "version": 9 }))).await.status,
+        StatusCode::NOT_FOUND
+    );
+    let versions = api.admin("GET", &format!("{FUNCTION}/versions?limit=1"), None).await.json();
+    assert_eq!((&versions["items"][0]["version"], versions["next"].is_string()), (&json!(2), true));
+    let first = api.admin("GET", &format!("{FUNCTION}/versions/1"), None).await.json();
+    assert_eq!(first["files"]["index.js"], "module.exports = cb => cb(null, 1)");
+    assert_eq!(api.admin("DELETE", "/v1/tenants/acme", None).await.status, StatusCode::CONFLICT);
+    assert_eq!(api.admin("DELETE", FUNCTION, None).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(api.admin("GET", FUNCTION, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(api.admin("DELETE", "/v1/tenants/acme?recursive=true", None).await.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn preconditions_guard_every_change() {
+    let api = Api::new().await;
+    let with = async |name: &str, value: &str, method: &str| {
+        let body = (method == "PUT").then(hello);
+        api.call(Some(&api.admin), method, FUNCTION, &[(name, value)], body).await.status
+    };
+    assert_eq!(with("if-match", "\"1\"", "PUT").await, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(with("if-none-match", "*", "PUT").await, StatusCode::CREATED);
+    assert_eq!(with("if-none-match", "*", "PUT").await, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(with("if-match", "\"1\"", "PUT").await, StatusCode::OK);
+    assert_eq!(with("if-match", "\"1\"", "DELETE").await, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(with("if-match", "1", "PUT").await, StatusCode::BAD_REQUEST);
+    assert_eq!(with("if-match", "\"2\"", "DELETE").await, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_by_field_and_leaves_nothing() {
+    let api = Api::new().await;
+    let cases = [
+        (json!({ "code": "module.exports = (" }), "code"),
+        (json!({ "code": "1", "files": { "a.js": "1" } }), "code"),
+        (json!({}), "code"),
+        (json!({ "files": { "../x.js": "1" } }), "files.../x.js"),
+        (json!({ "code": "1", "dependencies": { "x": "git+https://h/x" } }), "dependencies.x"),
+        (json!({ "code": "1", "dependencies": { "X": "1" } }), "dependencies.X"),
+        (json!({ "code": "1", "env": { "A-B": "1" } }), "env.A-B"),
+        (json!({ "code": "1", "secrets": { "K": null } }), "secrets.K"),
+        (json!({ "code": "1", "timeout_ms": 1 }), "timeout_ms"),
+        (json!({ "code": "1", "memory_mb": 1 }), "memory_mb"),
+        (json!({ "code": "1", "concurrency": 0 }), "concurrency"),
+    ];
+    for (body, field) in cases {
+        let answer = api.admin("PUT", FUNCTION, Some(body.clone())).await;
+        assert_eq!((answer.status, &answer.json()["field"]), (StatusCode::BAD_REQUEST, &json!(field)), "{body}: {}", answer.text);
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+        assert_eq!(answer.json()["instance"], "req-1");
+    }
+    for (body, word) in [(json!({ "code": "1", "colour": 1 }), "colour"), (json!({ "code": "1", "model": "php" }), "php")] {
+        let answer = api.admin("PUT", FUNCTION, Some(body)).await;
+        assert!(answer.status.is_client_error() && answer.text.contains(word), "{}", answer.text);
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+    }
+    let big = api.admin("PUT", FUNCTION, Some(json!({ "code": "x".repeat(9_000_000) }))).await;
+    assert_eq!((big.status, &big.json()["reason"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("body-too-large")));
+    let away = api.admin("PUT", FUNCTION, Some(json!({ "code": "1", "dependencies": { "lodash": "^4" } }))).await;
+    assert_eq!((away.status, &away.json()["fault"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("platform")), "{}", away.text);
+    assert_eq!(api.admin("GET", FUNCTION, None).await.status, StatusCode::NOT_FOUND, "nothing is half-written");
+    assert_eq!(api.admin("PATCH", FUNCTION, None).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(api.admin("GET", "/v1/nothing", None).await.json()["reason"], "not-found");
+    assert_eq!(api.admin("PUT", "/v1/tenants/UPPER", Some(json!({}))).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(api.admin("GET", "/v1/tenants?limit=0", None).await.json()["field"], "limit");
+    assert_eq!(api.admin("GET", "/v1/tenants?cursor=!", None).await.json()["field"], "cursor");
+}
+
+#[tokio::test]
+async fn secrets_never_come_back() {
+    let api = Api::new().await;
+    let canary = "canary-3f9a";
+    let with_secret = json!({ "code": "module.exports = cb => cb()", "secrets": { "KEY": canary }, "env": { "MODE": "live" } });
+    let mut seen = vec![api.admin("PUT", FUNCTION, Some(with_secret)).await];
+    let kept = json!({ "code": "module.exports = cb => cb(1)", "secrets": { "KEY": null } });
+    seen.push(api.admin("PUT", FUNCTION, Some(kept)).await);
+    assert_eq!(seen[1].json()["secrets"], json!(["KEY"]), "{}", seen[1].text);
+    for path in ["", "?code=true", "/versions", "/versions/1", "/versions/2"] {
+        seen.push(api.admin("GET", &format!("{FUNCTION}{path}"), None).await);
+    }
+    assert!(seen.iter().all(|a| a.status.is_success() && !a.text.contains(canary)));
+    for entry in ["hearth.db", "hearth.db-wal", "audit.jsonl"] {
+        let bytes = fs::read(api.dir.path().join(entry)).unwrap_or_default();
+        assert!(!bytes.windows(canary.len()).any(|w| w == canary.as_bytes()), "{entry} holds the secret");
+    }
+}
+
+#[tokio::test]
+async fn quotas_hold_at_the_bound_and_one_past_it() {
+    let api = Api::new().await;
+    api.admin(
+        "PUT",
+        "/v1/tenants/acme",
+        Some(json!({ "limits": { "functions_max": 2, "containers_max": 1, "memory_mb_max": 128 } })),
+    )
+    .await;
+    let put = async |container: &str, name: &str, body: Value| {
+        api.admin("PUT", &format!("/v1/tenants/acme/containers/{container}/functions/{name}"), Some(body)).await
+    };
+    assert_eq!(put("main", "a", hello()).await.status, StatusCode::CREATED);
+    let container = api.admin("GET", "/v1/tenants/acme/containers/main", None).await.json();
+    assert_eq!(container["memory_mb"], 128, "the default is cut to what the tenant may use");
+    assert_eq!(put("other", "a", hello()).await.json()["reason"], "quota-exceeded");
+    assert_eq!(put("main", "b", hello()).await.status, StatusCode::CREATED);
+    assert_eq!(put("main", "c", hello()).await.json()["reason"], "quota-exceeded");
+    assert_eq!(put("main", "a", json!({ "code": "1", "memory_mb": 129 })).await.json()["field"], "memory_mb");
+}
+
+/// What each route needs: the least scope, or `admin` for operators only. A route without a line here fails the matrix.
+fn needs(method: &str, path: &str) -> Option<&'static str> {
+    Some(match (method, path) {
+        ("GET", "/v1/tenants") => "read",
+        ("GET", "/v1/tenants/{tenant}") => "read",
+        ("PUT" | "DELETE", "/v1/tenants/{tenant}") => "admin",
+        ("GET", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "read",
+        ("PUT" | "DELETE" | "POST", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "write",
+        ("GET", "/v1/modules" | "/v1/modules/{module}") => "read",
+        ("GET" | "POST", "/v1/tokens") | ("DELETE", "/v1/tokens/{id}") => "write",
+        ("GET", "/v1/status") => "admin",
+        _ => return None,
+    })
+}
+
+#[tokio::test]
+async fn every_route_asks_every_kind_of_caller_for_the_right_token() {
+    let api = Api::new().await;
+    for tenant in ["acme", "other"] {
+        api.admin("PUT", &format!("/v1/tenants/{tenant}"), Some(json!({}))).await;
+    }
+    api.admin("PUT", FUNCTION, Some(hello())).await;
+    let expired = api.token("acme", "write", Some(1)).await;
+    let (_, document) = routes().split_for_parts();
+    let document = serde_json::to_value(document).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let mut checked = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys().filter(|m| ["get", "put", "post", "delete"].contains(&m.as_str())) {
+            let method = method.to_uppercase();
+            let needed = needs(&method, path).unwrap_or_else(|| panic!("{method} {path} has no authorization case"));
+            let own = path
+                .replace("{tenant}", "acme")
+                .replace("{container}", "main")
+                .replace("{function}", "hello")
+                .replace("{version}", "1");
+            let own = own.replace("{module}", "x@1.0.0").replace("{id}", "tok-none")
+                + if own.ends_with("/logs") { "?follow=false" } else { "" };
+            // A body that is well-formed for no route: who is not allowed must not learn that.
+            let body = || (method == "PUT" || method == "POST").then(|| json!({}));
+            for (kind, token) in [("none", None), ("garbage", Some("hth_garbage".to_owned())), ("expired", Some(expired.clone()))] {
+                let answer = api.call(token.as_deref(), &method, &own, &[], body()).await;
+                assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{kind}: {method} {own}: {}", answer.text);
+                assert!(answer.headers.contains_key("www-authenticate"));
+            }
+            let invoke = api.token("acme", "invoke", None).await;
+            let allowed_as_invoke = api.call(Some(&invoke), &method, &own, &[], body()).await.status;
+            assert!(
+                matches!(allowed_as_invoke, StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST),
+                "invoke: {method} {own}: {allowed_as_invoke}"
+            );
+            if needed != "read" {
+                let read = api.token("acme", "read", None).await;
+                let status = api.call(Some(&read), &method, &own, &[], body()).await.status;
+                assert!(matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST), "read: {method} {own}: {status}");
+            }
+            if needed == "admin" {
+                let write = api.token("acme", "write", None).await;
+                assert_eq!(
+                    api.call(Some(&write), &method, &own, &[], body()).await.status,
+                    StatusCode::FORBIDDEN,
+                    "write: {method} {own}"
+                );
+            }
+            if path.contains("{tenant}") {
+                let other = api.token("other", "write", None).await;
+                let status = api.call(Some(&other), &method, &own, &[], body()).await.status;
+                assert!(
+                    matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST),
+                    "other tenant: {method} {own}: {status}"
+                );
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 20, "only {checked} routes");
+    assert_eq!(api.admin("GET", FUNCTION, None).await.status, StatusCode::OK, "nobody without the right to it deleted anything");
+}
+
+#[tokio::test]
+async fn a_tenant_manages_its_own_tokens_and_no_more() {
+    let api = Api::new().await;
+    api.admin("PUT", "/v1/tenants/acme", Some(json!({}))).await;
+    let write = api.token("acme", "write", None).await;
+    let make = async |body: Value| api.call(Some(&write), "POST", "/v1/tokens", &[], Some(body)).await;
+    let made = make(json!({ "scope": "read" })).await;
+    assert_eq!((made.status, &made.json()["tenant"]), (StatusCode::CREATED, &json!("acme")));
+    assert_eq!(make(json!({ "scope": "admin" })).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(make(json!({ "tenant": "other", "scope": "read" })).await.status, StatusCode::NOT_FOUND);
+    let listed = api.call(Some(&write), "GET", "/v1/tokens", &[], None).await;
+    assert!(!listed.text.contains("hth_"), "a list never shows a token");
+    assert_eq!(listed.json()["items"].as_array().unwrap().len(), 2);
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(api.call(Some(&write), "DELETE", &format!("/v1/tokens/{id}"), &[], None).await.status, StatusCode::NO_CONTENT);
+    let read = made.json()["token"].as_str().unwrap().to_owned();
+    assert_eq!(api.call(Some(&read), "GET", "/v1/tenants/acme", &[], None).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn each_change_leaves_one_audit_line_whatever_it_holds() {
+    let api = Api::new().await;
+    api.admin("PUT", FUNCTION, Some(hello())).await;
+    api.admin("GET", FUNCTION, None).await;
+    api.call(None, "DELETE", FUNCTION, &[], None).await;
+    api.admin("DELETE", "/v1/tokens/x%0a%7b%22actor%22:%22forged%22%7d%1b[31m", None).await;
+    let lines = api.audit_lines();
+    let results: Vec<_> = lines.iter().map(|l| (l["action"].as_str().unwrap(), l["result"].as_u64().unwrap())).collect();
+    assert_eq!(results, [("PUT", 201), ("DELETE", 401), ("DELETE", 404)]);
+    assert!(lines[0]["actor"].as_str().unwrap().starts_with("tok-"));
+    assert_eq!(
+        (&lines[1]["actor"], &lines[0]["request_id"], &lines[0]["client_ip"]),
+        (&Value::Null, &json!("req-1"), &json!("127.0.0.1"))
+    );
+}
+
+#[tokio::test]
+async fn the_document_lists_what_is_served() {
+    let api = Api::new().await;
+    let document = api.call(None, "GET", "/v1/openapi.json", &[], None).await.json();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    let paths = document["paths"].as_object().unwrap();
+    for path in [
+        "/v1/tenants",
+        "/v1/tenants/{tenant}/containers/{container}/functions/{function}",
+        "/v1/modules/{module}",
+        "/v1/tokens",
+        "/v1/status",
+    ] {
+        assert!(paths.contains_key(path), "{path}");
+    }
+    assert!(document["components"]["schemas"]["FunctionSpec"]["properties"]["dependencies"].is_object());
+    assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_bounded_per_address() {
+    let api = Api::with_wrong_tokens(2).await;
+    for expected in [StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS] {
+        assert_eq!(api.call(Some("hth_wrong"), "GET", "/v1/tenants", &[], None).await.status, expected);
+    }
+    assert_eq!(
+        api.admin("GET", "/v1/tenants", None).await.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "a right guess is not told apart"
+    );
+}

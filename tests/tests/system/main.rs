@@ -1,0 +1,6 @@
+//! The real `hearth` on real Docker, as its users meet it.
+
+mod abuse;
+mod journey;
+mod lifecycle;
+mod modules;
