@@ -16,6 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// A client builder that speaks to this machine alone, whatever proxy the environment names.
+#[must_use]
+pub fn http_client() -> reqwest::ClientBuilder {
+    // Installed once for the process; a second time is refused, and that is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy()
+}
+
 /// How long a test waits for a condition before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -139,7 +139,7 @@ pub(super) struct Exchange {
     pub worker: Rc<Worker>,
     pub sender: Option<Sender>,
     pub lease: Lease,
-    pub permit: Permit,
+    pub _permit: Permit,
 }
 
 impl Exchange {

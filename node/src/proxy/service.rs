@@ -255,7 +255,7 @@ async fn forward_call(
         let container = Arc::clone(lease.container());
         match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
             Ok(Ok((response, sender))) => {
-                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, permit };
+                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, _permit: permit };
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }

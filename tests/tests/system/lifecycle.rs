@@ -130,7 +130,7 @@ async fn health_and_metrics_are_on_a_listener_of_their_own() {
     let hearth = Hearth::start().await;
     hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
     hearth.get("acme/main/f").await.expect(200);
-    let ops = async |path: &str| reqwest::get(format!("{}{path}", hearth.ops_url)).await.unwrap().text().await.unwrap();
+    let ops = async |path: &str| hearth_tests::http_client().build().unwrap().get(format!("{}{path}", hearth.ops_url)).send().await.unwrap().text().await.unwrap();
     assert_eq!(ops("/healthz").await, "ok\n");
     assert_eq!(ops("/readyz").await, "ready\n");
     let metrics = ops("/metrics").await;

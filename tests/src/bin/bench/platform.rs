@@ -39,7 +39,7 @@ impl Platform {
                 .env("HEARTH_DESTROY_CONTAINERS", "true"),
         )?;
         let url = format!("http://127.0.0.1:{port}");
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build()?;
+        let http = hearth_tests::http_client().timeout(Duration::from_secs(120)).build()?;
         let until = Instant::now() + Duration::from_secs(60);
         let token = loop {
             if let (Ok(token), Ok(_)) = (std::fs::read_to_string(data_dir.join("admin.token")), http.get(&url).send().await) {

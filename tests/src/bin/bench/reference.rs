@@ -156,7 +156,7 @@ pub async fn nginx(dir: &Path, upstream: &Path, header: (&str, &str)) -> Result<
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let (name, value) = header;
     let config = format!(
-        "worker_processes auto; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx-error.log;
+        "user root; worker_processes auto; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx-error.log;
          events {{ worker_connections 4096; }}
          http {{
            access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
