@@ -41,7 +41,7 @@ if [ "${1:-}" = modules ]; then
   step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
 else
   step 'runtime' runtime_tests
-  step 'tests' cargo test --workspace --locked --no-fail-fast
+  step 'tests' cargo test --workspace --locked --no-fail-fast -- --test-threads 2
 fi
 echo '== done' >&2
 printf '%s\n' "${summary[@]}" >&2

@@ -115,9 +115,12 @@ fn is_script(name: &str) -> bool {
     [".js", ".mjs", ".cjs"].iter().any(|e| name.ends_with(e))
 }
 
-/// One file of code is an ES module when it parses as one and not as CommonJS.
+/// One file of code is an ES module when it has a module's syntax, or parses only as one (`await` at the top).
 fn single_name(code: &str) -> &'static str {
-    if parse(code, SourceType::cjs()).is_err() && parse(code, SourceType::mjs()).is_ok() { "index.mjs" } else { "index.js" }
+    let allocator = Allocator::default();
+    let parsed = Parser::new(&allocator, code, SourceType::mjs()).parse();
+    let as_module = parsed.errors.is_empty() && !parsed.panicked;
+    if as_module && (parsed.module_record.has_module_syntax || parse(code, SourceType::cjs()).is_err()) { "index.mjs" } else { "index.js" }
 }
 
 fn check_syntax(name: &str, text: &str, package_type: Option<&str>) -> Result<(), String> {

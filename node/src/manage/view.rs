@@ -54,8 +54,9 @@ pub(crate) struct VersionView {
     version: VersionNumber,
     #[serde(flatten)]
     status: VersionStatus,
-    /// Whether it serves.
-    live: bool,
+    /// Whether it serves; absent inside a function, which names its live version itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<bool>,
     main: String,
     model: Option<Model>,
     timeout_ms: u64,
@@ -69,13 +70,14 @@ pub(crate) struct VersionView {
     /// The files by path, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<BTreeMap<String, String>>,
-    created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<Timestamp>,
 }
 
 impl VersionView {
     pub fn of(v: FunctionVersion, live: Option<VersionNumber>, files: Option<BTreeMap<String, String>>) -> Self {
         Self {
-            live: live == Some(v.version),
+            live: Some(live == Some(v.version)),
             version: v.version,
             status: v.status,
             main: v.main,
@@ -86,7 +88,7 @@ impl VersionView {
             env: v.env,
             secrets: v.secrets.into_keys().collect(),
             files,
-            created_at: v.created_at,
+            created_at: Some(v.created_at),
         }
     }
 }
@@ -131,7 +133,8 @@ impl FunctionView {
             generation: f.generation,
             created_at: f.created_at,
             updated_at: f.updated_at,
-            version,
+            // The function has members of the same names.
+            version: version.map(|v| VersionView { live: None, created_at: None, ..v }),
         }
     }
 }
