@@ -18,6 +18,7 @@ fail() { say "$*"; exit 1; }
 UP=(
   'cc|gcc libc6-dev|links programs, compiles SQLite and zstd'
   'mold|mold|links several times faster than ld'
+  'protoc|protobuf-compiler|compiles the definitions of control calls'
   'dockerd|docker.io|runs the containers'
   'docker|docker-cli|speaks to Docker from the command line'
   'nft|nftables|keeps containers away from private networks'
@@ -115,7 +116,7 @@ ensure_aws() {
 }
 
 if ! command -v cargo >/dev/null; then
-  fail 'Rust is missing: install it with rustup (stable, 1.88 or newer), then run this again'
+  fail 'Rust is missing: install it with rustup (stable, 1.94 or newer), then run this again'
 fi
 if ! command -v python3 >/dev/null; then
   ensure 'python3|python3|helps scripts'

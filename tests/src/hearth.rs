@@ -96,11 +96,7 @@ impl Hearth {
         let dir = tempfile::Builder::new().prefix("hearth-test-").tempdir().expect("a temporary directory");
         let instance = format!("t{}-{}", std::process::id(), STARTED.fetch_add(1, Relaxed));
         // A connection is used for one request at a time and thrown away: no test depends on what another left behind.
-        let http = crate::http_client()
-            .pool_max_idle_per_host(0)
-            .timeout(Duration::from_secs(60))
-            .build()
-            .expect("a client");
+        let http = crate::http_client().pool_max_idle_per_host(0).timeout(Duration::from_secs(60)).build().expect("a client");
         let (url, ops_url, token) = Default::default();
         Self { dir, instance, options, child: None, http, url, ops_url, token }
     }

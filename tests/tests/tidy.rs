@@ -31,11 +31,14 @@ fn dependencies_point_one_way() {
     let allowed: &[(&str, &[&str])] = &[
         ("model", &[]),
         ("store", &["model"]),
+        ("placement", &["model"]),
         ("sandbox", &["model"]),
         ("registry", &["model"]),
-        ("node", &["model", "store", "sandbox", "registry"]),
+        ("router", &["model", "placement"]),
+        ("loadtest", &[]),
+        ("node", &["model", "store", "placement", "sandbox", "registry"]),
         ("builder", &["model", "store", "sandbox", "registry"]),
-        ("cli", &["model", "store", "sandbox", "registry", "node", "builder"]),
+        ("cli", &["model", "store", "sandbox", "registry", "placement", "router", "node", "builder", "loadtest"]),
         ("tests", &["model"]),
     ];
     for (name, may) in allowed {

@@ -120,7 +120,11 @@ fn single_name(code: &str) -> &'static str {
     let allocator = Allocator::default();
     let parsed = Parser::new(&allocator, code, SourceType::mjs()).parse();
     let as_module = parsed.errors.is_empty() && !parsed.panicked;
-    if as_module && (parsed.module_record.has_module_syntax || parse(code, SourceType::cjs()).is_err()) { "index.mjs" } else { "index.js" }
+    if as_module && (parsed.module_record.has_module_syntax || parse(code, SourceType::cjs()).is_err()) {
+        "index.mjs"
+    } else {
+        "index.js"
+    }
 }
 
 fn check_syntax(name: &str, text: &str, package_type: Option<&str>) -> Result<(), String> {

@@ -21,6 +21,26 @@ async fn unharmed(hearth: &Hearth) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_ends_its_process_gets_a_fresh_container() {
+    let hearth = with_neighbour().await;
+    let code = "export default (r) => { if (r.url.includes('die')) process.exit(3); return new Response('alive'); }";
+    hearth.deploy_code("bad/main/f", code).await;
+    hearth.get("bad/main/f").await.expect(200);
+    hearth.get("bad/main/f?die").await.expect_problem(502, "tenant", "function-crashed");
+    unharmed(&hearth).await;
+    until("a fresh container", async || (hearth.get("bad/main/f").await.text == "alive").then_some(())).await;
+    // Not through the runtime's own door either.
+    hearth
+        .deploy_code(
+            "bad/main/kill",
+            "export default () => { process.kill(process.pid, 'SIGKILL'); return new Promise(() => {}); }",
+        )
+        .await;
+    hearth.get("bad/main/kill").await.expect_problem(502, "tenant", "function-crashed");
+    unharmed(&hearth).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_endless_loop_is_ended_and_replaced() {
     let hearth = with_neighbour().await;
     let code = "export default (r) => { if (r.url.includes('spin')) for (;;); return new Response('ok'); }";
@@ -41,6 +61,54 @@ async fn a_function_that_never_answers_keeps_its_container() {
     hearth.deploy("bad/main/f", json!({ "code": code, "timeout_ms": 500 })).await;
     hearth.get("bad/main/f?hang").await.expect_problem(504, "tenant", "function-timeout");
     assert_eq!(hearth.get("bad/main/f").await.header("hearth-start"), "warm", "its event loop was alive");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_beyond_the_limit_ends_one_container() {
+    let hearth = with_neighbour().await;
+    for (name, code) in [
+        ("buffers", "export default () => { const a = []; for (;;) a.push(Buffer.alloc(10e6, 1)); }"),
+        ("heap", "export default () => { const a = []; for (;;) a.push(new Array(1e6).fill({}).map((_, i) => ({ i }))); }"),
+    ] {
+        hearth.deploy(&format!("bad/{name}/f"), json!({ "code": code, "memory_mb": 96 })).await;
+        let answer = hearth.get(&format!("bad/{name}/f")).await;
+        assert_eq!((answer.status, &answer.json()["fault"]), (502, &json!("tenant")), "{name}: {}", answer.text);
+        unharmed(&hearth).await;
+    }
+    let ended = &hearth.status().await["handler"]["ended"];
+    assert!(ended["out_of_memory"].as_u64().unwrap() >= 1, "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_answers_are_the_tenants_fault() {
+    let hearth = with_neighbour().await;
+    let cases = [
+        ("throws", "export default () => { throw new Error('boom') }", "function-failed"),
+        ("rejects", "export default async () => { throw new Error('boom') }", "function-failed"),
+        ("number", "export default () => 5", "function-bad-response"),
+        ("status", "exports.handler = async () => ({ statusCode: 99999 })", "function-bad-response"),
+        (
+            "header",
+            "exports.handler = async () => ({ statusCode: 200, headers: { 'x-a': 'a\\r\\nb: c' } })",
+            "function-bad-response",
+        ),
+    ];
+    for (name, code, reason) in cases {
+        hearth.deploy_code(&format!("bad/main/{name}"), code).await;
+        hearth.get(&format!("bad/main/{name}")).await.expect_problem(502, "tenant", reason);
+    }
+    hearth.deploy_code("bad/main/load", "export default 1; throw new Error('at load')").await;
+    let problem = hearth.get("bad/main/load").await.expect_problem(502, "tenant", "function-load-failed");
+    assert!(problem["detail"].as_str().unwrap().contains("at load"));
+    let twice = "module.exports = (c, req, res) => { res.end('once'); setImmediate(() => { try { res.writeHead(500) } catch {} res.end('twice') }); }";
+    hearth.deploy_code("bad/main/twice", twice).await;
+    for _ in 0..5 {
+        assert_eq!(hearth.get("bad/main/twice").await.expect(200).text, "once");
+    }
+    hearth.deploy_code("bad/main/internal", "module.exports = (c, req, res) => { res.setHeader('hearth-request-id', 'forged'); res.setHeader('hearth-start', 'hot'); res.end(); }").await;
+    let answer = hearth.get("bad/main/internal").await;
+    assert_eq!((answer.header("hearth-request-id").len(), answer.header("hearth-start")), (32, "warm"));
+    unharmed(&hearth).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,3 +144,77 @@ async fn a_client_that_leaves_gives_its_place_back() {
     until("no request in flight", async || (hearth.container("bad/main").await["in_flight"] == 0).then_some(())).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_and_ambiguous_requests_are_refused() {
+    let hearth = with_neighbour().await;
+    let send = async |head: String| {
+        let mut connection = RawConnection::to(&hearth.url).await;
+        connection.send(head).await;
+        connection.read_until("\r\n\r\n").await.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+    assert_eq!(send(get(&format!("/run/good/main/f?{}", "a".repeat(9_000)), "")).await, "414");
+    assert_eq!(send(get("/run/good/main/f", &format!("x-a: {}\r\n", "a".repeat(33_000)))).await, "431");
+    assert_eq!(send(get("/run/good/main/f", &"x-a: 1\r\n".repeat(101))).await, "431");
+    assert_eq!(send(get("/run/good/main/f", "content-length: 200000000\r\n")).await, "413");
+    assert_eq!(send(get("/run/good/main/f", "content-length: 1\r\ntransfer-encoding: chunked\r\n")).await, "400");
+    assert_eq!(send(get("/run/good/main/f", "content-length: 1\r\ncontent-length: 2\r\n")).await, "400");
+    hearth.deploy_code("good/main/headers", "module.exports = (c, req, res) => res.end(JSON.stringify(req.rawHeaders))").await;
+    let smuggled = hearth
+        .request(Method::GET, "/run/good/main/headers")
+        .header("hearth-call", "other@1 x 1 1 1")
+        .header("connection", "x-forwarded-for, hearth-call");
+    let seen = Answer::of(smuggled).await;
+    assert!(!seen.text.contains("hearth-") && seen.text.contains("x-forwarded-for"), "{}", seen.text);
+    unharmed(&hearth).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_per_tenant_answer_429() {
+    let hearth = with_neighbour().await;
+    let limits = json!({ "limits": { "concurrency": 2, "rate_per_s": 1000, "burst": 1000 } });
+    Answer::of(hearth.api(Method::PUT, "/tenants/bad").json(&limits)).await.expect(201);
+    hearth.deploy_code("bad/main/f", "module.exports = cb => setTimeout(cb, 300, null, {})").await;
+    let answers = futures_util::future::join_all((0..6).map(|_| hearth.get("bad/main/f"))).await;
+    assert_eq!(answers.iter().filter(|a| a.status == 200).count(), 2);
+    answers.iter().find(|a| a.status != 200).unwrap().expect_problem(429, "client", "concurrency-limited");
+    unharmed(&hearth).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_confined_and_knows_no_secret_but_in_memory() {
+    let hearth = with_neighbour().await;
+    let canary = "canary-7c1e";
+    let probe = r#"
+        const fs = require('fs'), net = require('net'), cp = require('child_process');
+        const attempt = (f) => { try { return String(f()) } catch (e) { return e.code || e.message } };
+        module.exports = (c, cb) => {
+          const out = {
+            secret: process.env.KEY, uid: process.getuid(),
+            root: attempt(() => fs.writeFileSync('/x', '1')), code: attempt(() => fs.writeFileSync(__filename, '1')),
+            docker: attempt(() => fs.readdirSync('/var/run/docker.sock')), environ: fs.readFileSync('/proc/1/environ', 'utf8'),
+            capabilities: fs.readFileSync('/proc/self/status', 'utf8').match(/CapEff:\s*(\w+)/)[1],
+            privileges: fs.readFileSync('/proc/self/status', 'utf8').match(/NoNewPrivs:\s*(\d)/)[1],
+            shell: attempt(() => cp.execSync('id')), modules: attempt(() => fs.readdirSync('/hearth/m')),
+          };
+          const socket = net.connect('/run/hearth/control.sock', () => socket.write('{"t":"hello","secret":"guess"}\n'));
+          socket.on('close', () => cb(null, { ...out, control: 'closed' })); socket.on('error', () => {});
+        };"#;
+    hearth.deploy("bad/main/f", json!({ "code": probe, "secrets": { "KEY": canary } })).await;
+    let seen = hearth.get("bad/main/f").await.expect(200).json();
+    assert_eq!((&seen["secret"], &seen["control"]), (&json!(canary), &json!("closed")));
+    assert_eq!((&seen["root"], &seen["code"]), (&json!("EROFS"), &json!("EROFS")), "{seen}");
+    assert_eq!((&seen["capabilities"], &seen["privileges"]), (&json!("0000000000000000"), &json!("1")));
+    assert!(seen["uid"].as_u64().unwrap() >= 60_000 && !seen["environ"].as_str().unwrap().contains(canary), "{seen}");
+    let other = hearth.deploy_code("good/main/uid", "module.exports = cb => cb(null, { uid: process.getuid() })").await;
+    assert_eq!(other["live"], 1);
+    assert_ne!(hearth.get("good/main/uid").await.json()["uid"], seen["uid"], "two tenants, two user ids");
+    for container in hearth.docker().running() {
+        assert!(!container.inspected.to_string().contains(canary), "docker inspect shows the secret");
+        for file in ["environ", "cmdline"] {
+            let bytes = fs::read(format!("/proc/{}/{file}", container.pid)).unwrap_or_default();
+            assert!(!String::from_utf8_lossy(&bytes).contains(canary), "/proc/{}/{file} shows the secret", container.pid);
+        }
+    }
+    assert!(!hearth.log().contains(canary), "the log shows the secret");
+}

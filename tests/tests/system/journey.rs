@@ -6,6 +6,46 @@ use serde_json::json;
 use std::{fs, process::Stdio};
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_model_answers_cold_then_warm() {
+    let hearth = Hearth::start().await;
+    let cases = [
+        (
+            "webtask",
+            json!({ "code": "module.exports = (context, cb) => cb(null, { hello: context.query.name });" }),
+            "{\"hello\":\"x\"}",
+        ),
+        (
+            "fetch",
+            json!({ "code": "export default async (r) => new Response('hi ' + new URL(r.url).searchParams.get('name'))" }),
+            "hi x",
+        ),
+        (
+            "lambda",
+            json!({ "code": "exports.handler = async (e) => ({ statusCode: 200, body: e.queryStringParameters.name })" }),
+            "x",
+        ),
+        ("node", json!({ "code": "module.exports = (req, res) => res.end(req.url)", "model": "node" }), "/?name=x"),
+        (
+            "files",
+            json!({ "files": { "index.js": "const a = require('./lib/a'); module.exports = cb => cb(null, a);", "lib/a.js": "module.exports = {a: 1};" } }),
+            "{\"a\":1}",
+        ),
+    ];
+    for (name, body, expected) in cases {
+        let path = format!("acme/{name}/f");
+        hearth.deploy(&path, body).await;
+        for start in ["cold", "warm"] {
+            let answer = hearth.get(&format!("{path}?name=x")).await;
+            answer.expect(200);
+            assert_eq!((answer.text.as_str(), answer.header("hearth-start")), (expected, start), "{name}");
+            assert_eq!(answer.header("hearth-request-id").len(), 32);
+            assert!(answer.header("server-timing").contains("run;dur="));
+        }
+    }
+    assert_eq!(hearth.status().await["handler"]["claims"]["created"], 0, "all came out of the pool");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn versions_replace_each_other_in_the_same_container() {
     let hearth = Hearth::start().await;
     for n in 1..=3 {

@@ -90,6 +90,33 @@ async fn idle_containers_are_frozen_then_destroyed_and_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_docker_stalls_warm_requests_go_on_and_cold_ones_are_refused_quickly() {
+    let gate_dir = tempfile::tempdir().unwrap();
+    let gate = SocketGate::start(&gate_dir.path().join("docker.sock"), Path::new("/var/run/docker.sock")).unwrap();
+    let options = Options { pool_size: 1, ..Options::default() }
+        .set("docker__socket", gate.path().display())
+        .set("docker__call_timeout", "2s")
+        .set("docker__create_timeout", "2s")
+        .set("node__handler__claim_timeout", "3s");
+    let hearth = Hearth::with(options).await;
+    hearth.deploy_code("acme/warm/f", "module.exports = cb => cb(null, { ok: 1 });").await;
+    hearth.deploy_code("acme/cold/f", "module.exports = cb => cb(null, { ok: 1 });").await;
+    hearth.deploy_code("acme/cold2/f", "module.exports = cb => cb(null, { ok: 1 });").await;
+    hearth.get("acme/warm/f").await.expect(200);
+    hearth.pool_is_full().await;
+    gate.close();
+    hearth.get("acme/cold/f").await.expect(200);
+    for _ in 0..20 {
+        hearth.get("acme/warm/f").await.expect(200);
+    }
+    let refused = hearth.get("acme/cold2/f").await;
+    refused.expect_problem(503, "platform", "no-capacity");
+    assert!(refused.took < Duration::from_secs(6), "{:?}", refused.took);
+    gate.open();
+    until("cold starts to work again", async || (hearth.get("acme/cold2/f").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_docker_the_start_says_what_to_do() {
     let hearth = Hearth::stopped(Options::default().set("docker__socket", "/nonexistent/docker.sock"));
     let status = hearth.command(false).status().unwrap();
@@ -98,3 +125,31 @@ async fn without_docker_the_start_says_what_to_do() {
     assert!(log.contains("Docker") && log.contains("make up"), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_are_on_a_listener_of_their_own() {
+    let hearth = Hearth::start().await;
+    hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
+    hearth.get("acme/main/f").await.expect(200);
+    let ops = async |path: &str| {
+        hearth_tests::http_client()
+            .build()
+            .unwrap()
+            .get(format!("{}{path}", hearth.ops_url))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    };
+    assert_eq!(ops("/healthz").await, "ok\n");
+    assert_eq!(ops("/readyz").await, "ready\n");
+    let metrics = ops("/metrics").await;
+    for line in ["hearth_requests_total{outcome=\"ok\"} 1", "hearth_handler_pool_target 2", "hearth_handler_claims_pooled 1"] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    hearth.get("../healthz").await.expect_problem(404, "client", "not-found");
+    for inside in ["/metrics", "/healthz", "/run/acme/main/..%2f..%2fmetrics", "//metrics"] {
+        Answer::of(hearth.request(Method::GET, inside)).await.expect(404);
+    }
+}

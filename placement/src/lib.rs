@@ -1,0 +1,1 @@
+//! Membership, ring, planner and route table of a cluster.
