@@ -1,6 +1,7 @@
 //! `hearth`: every role and the client commands in one binary. This file says what there is; `compose` builds a role out of its parts,
 //! `client` speaks to a running one.
 
+mod admin;
 mod client;
 mod compose;
 mod config;
@@ -48,6 +49,9 @@ enum Command {
     Builder(Flags),
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
+    /// Work on the backends themselves: resources for development, the first token.
+    #[command(subcommand)]
+    Admin(admin::Command),
     #[command(flatten)]
     Client(client::Command),
 }
@@ -84,6 +88,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Admin(command) => command.run().await.map(|()| ExitCode::SUCCESS),
             Command::Client(command) => command.run().await,
         }
     });
