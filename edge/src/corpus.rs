@@ -1,0 +1,1 @@
+//! Raw requests that try to smuggle.
