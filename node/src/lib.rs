@@ -3,6 +3,7 @@
 
 mod calls;
 pub mod catalog;
+pub mod cluster;
 pub mod config;
 pub mod handler;
 pub mod logs;
@@ -41,6 +42,8 @@ pub struct Deps {
     pub runtime_dir: PathBuf,
     /// Identity of the image that modules are built in.
     pub build_image: String,
+    /// Its place among other nodes; none for a machine by itself.
+    pub cluster: Option<cluster::Link>,
 }
 
 /// Why a node did not start.
@@ -68,6 +71,9 @@ pub enum StartError {
     /// A thread cannot be started.
     #[error("starting the proxy")]
     Proxy(#[from] io::Error),
+    /// It cannot be one of many.
+    #[error("joining the cluster")]
+    Join(#[from] cluster::JoinError),
 }
 
 /// A running node.
@@ -78,6 +84,7 @@ pub struct Node {
     handler: Arc<Handler>,
     catalog: Arc<Catalog>,
     leaving: CancellationToken,
+    membership: Option<cluster::Membership>,
 }
 
 async fn bind(addr: SocketAddr, key: &'static str) -> Result<std::net::TcpListener, StartError> {
@@ -97,7 +104,7 @@ impl Node {
     pub async fn start(config: Config, deps: Deps) -> Result<Self, StartError> {
         let listener = bind(config.listen, "listen").await?;
         let ops_listener = bind(config.ops_listen, "ops_listen").await?;
-        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image } = deps;
+        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image, cluster } = deps;
 
         let modules =
             ModuleCache::open(config.modules, &data_dir, Arc::clone(&stores.functions), Arc::clone(&stores.artifacts)).await?;
@@ -136,7 +143,8 @@ impl Node {
                     let handler = Arc::clone(&handler);
                     Arc::new(move |path| handler.evict(path))
                 },
-                logs,
+                logs: Arc::clone(&logs),
+                peers: cluster.as_ref().map(cluster::Link::peers).transpose().map_err(StartError::Join)?,
                 status: {
                     let status = Arc::clone(&status);
                     Arc::new(move || serde_json::to_value(status.read()).unwrap_or_default())
@@ -148,7 +156,11 @@ impl Node {
         );
         let tls = config.tls.map(|files| hearth_edge::tls::Acceptor::start(files, "node.tls", &[b"http/1.1"], leaving.clone()));
         let tls = tls.transpose()?;
-        let proxy = proxy::Proxy::start(listener, config.proxy, tls, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
+        let mut proxy_config = config.proxy;
+        if let Some(link) = &cluster {
+            proxy_config.node_name = Some(link.name.to_string());
+        }
+        let proxy = proxy::Proxy::start(listener, proxy_config, tls, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
 
         let ops = ops::router(metrics_registry, status, Arc::clone(&stores.functions), leaving.clone());
         ops_listener.set_nonblocking(true)?;
@@ -159,7 +171,23 @@ impl Node {
                 tracing::error!(%error, "the ops listener ended");
             }
         });
-        Ok(Self { proxy, ops_addr, ops_task, handler, catalog, leaving })
+        let mut node = Self { proxy, ops_addr, ops_task, handler, catalog, leaving, membership: None };
+        if let Some(link) = cluster {
+            // Last, since from now on routers send requests.
+            match cluster::Membership::join(link, node.parts(logs, stores.functions)).await {
+                Ok(membership) => node.membership = Some(membership),
+                Err(error) => {
+                    node.shutdown(Duration::ZERO, true).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(node)
+    }
+
+    fn parts(&self, logs: Arc<LogHub>, functions: Arc<dyn hearth_store::FunctionStore>) -> cluster::Parts {
+        let (catalog, handler) = (Arc::clone(&self.catalog), Arc::clone(&self.handler));
+        cluster::Parts { catalog, handler, logs, functions, addr: self.addr() }
     }
 
     /// Where functions and the management API are served.
@@ -180,15 +208,36 @@ impl Node {
         &self.catalog
     }
 
-    /// Stops taking requests, finishes those that run within `grace`, and leaves; with `keep_containers` the next process on the
+    /// Where control calls are answered; none on a machine by itself.
+    #[must_use]
+    pub fn control_addr(&self) -> Option<SocketAddr> {
+        self.membership.as_ref().map(cluster::Membership::control_addr)
+    }
+
+    /// Cancelled when a control call asks this node to leave; never on a machine by itself.
+    #[must_use]
+    pub fn asked_to_leave(&self) -> CancellationToken {
+        self.membership.as_ref().map(cluster::Membership::asked_to_leave).unwrap_or_default()
+    }
+
+    /// One of many, it first tells the routers, and sends elsewhere whoever still comes. Stops taking requests, finishes those that run
+    /// within `grace`, and leaves; with `keep_containers` the next process on the
     /// same data directory adopts them.
     pub async fn shutdown(self, grace: Duration, keep_containers: bool) {
         self.leaving.cancel();
+        if let Some(membership) = &self.membership {
+            membership.announce_leaving().await;
+            self.proxy.refuse();
+            tokio::time::sleep(membership.late()).await;
+        }
         let cut = self.proxy.shutdown(grace).await;
         if cut > 0 {
             tracing::warn!(connections = cut, "connections were cut, since they did not end within the grace");
         }
         self.handler.shutdown(keep_containers).await;
+        if let Some(membership) = self.membership {
+            membership.leave().await;
+        }
         self.ops_task.abort();
     }
 }

@@ -2,15 +2,23 @@
 //! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
 
 mod aws;
+mod cluster;
 mod docker;
+mod etcd;
 mod hearth;
 mod http;
+mod load;
+mod process;
 mod socket_gate;
 
 pub use aws::{AwsWorld, Process, Role};
+pub use cluster::{Cluster, LEAVE_TIMEOUT, Member, Size};
 pub use docker::{Container, Docker};
-pub use hearth::{Hearth, Options};
+pub use etcd::Etcd;
+pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};
+pub use load::{Load, Outcome, Plan, Report, Sample};
+pub use process::free_port;
 pub use socket_gate::SocketGate;
 
 use std::{

@@ -2,7 +2,7 @@
 
 use super::{AcquireError, control::Control, slot::Slot};
 use arc_swap::ArcSwap;
-use hearth_model::{ContainerPath, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
+use hearth_model::{Container, ContainerPath, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
 use parking_lot::{Mutex, RwLock};
@@ -98,6 +98,8 @@ pub struct LiveContainer {
     node: NodeVersion,
     state: AtomicU8,
     in_flight: AtomicU32,
+    /// Leases given, ever.
+    served: AtomicU64,
     last_used_ms: AtomicU64,
     loaded: ArcSwap<Loaded>,
     /// Functions that were ever loaded here, or are being: whose output this container may send.
@@ -143,6 +145,7 @@ impl LiveContainer {
             memory_mb,
             state: AtomicU8::new(State::Running as u8),
             in_flight: AtomicU32::new(0),
+            served: AtomicU64::new(0),
             last_used_ms: AtomicU64::new(now_ms),
             loaded: ArcSwap::default(),
             known: Mutex::default(),
@@ -210,7 +213,11 @@ impl LiveContainer {
 
     /// Whether the settings that cannot change in place are still those of the record.
     pub(super) fn fits(&self, servable: &Servable) -> bool {
-        self.memory_mb == servable.container.memory_mb && self.node == servable.container.node
+        self.fits_settings(&servable.container)
+    }
+
+    pub(super) fn fits_settings(&self, container: &Container) -> bool {
+        self.memory_mb == container.memory_mb && self.node == container.node
     }
 
     pub(super) fn has(&self, function: &FunctionName, version: VersionNumber) -> bool {
@@ -252,6 +259,11 @@ impl LiveContainer {
 
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(SeqCst)
+    }
+
+    /// Requests that it was given, ever.
+    pub(super) fn served(&self) -> u64 {
+        self.served.load(Relaxed)
     }
 
     pub(super) fn idle_ms(&self, now_ms: u64) -> u64 {
@@ -321,6 +333,7 @@ impl Lease {
         if in_flight >= concurrency {
             return Err(AcquireError::Concurrency { limit: concurrency });
         }
+        lease.container.served.fetch_add(1, Relaxed);
         Ok(Some(lease))
     }
 

@@ -11,10 +11,12 @@ mod flight;
 mod idle;
 mod inbound;
 mod pool;
+mod report;
 mod slot;
 mod status;
 
 pub use container::{ColdTimings, Lease, LiveContainer, Start};
+pub use report::ContainerLoad;
 pub use status::{ContainerStatus, HandlerStatus};
 
 use crate::{logs::LogHub, modules::ModuleCache};

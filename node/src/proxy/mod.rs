@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     pub main: tokio::runtime::Handle,
     /// This node's name, as a header.
     pub node_name: Option<http::HeaderValue>,
+    /// Cancelled when this node has told the routers that it leaves, and they had time to hear it: who still comes is sent elsewhere.
+    pub refusing: CancellationToken,
     /// Cancelled when this process leaves: connections close after the request they are at.
     pub draining: CancellationToken,
 }

@@ -42,6 +42,9 @@ const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
     let path = request.uri().path();
     let request_id = request_id(&worker, peer, &request);
+    if worker.shared.refusing.is_cancelled() {
+        return late(&request_id);
+    }
     if path.starts_with("/run/") {
         let metrics = Arc::clone(&worker.shared.metrics);
         metrics.in_flight.inc();
@@ -67,6 +70,14 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
     }
     let detail = "functions are below /run/{tenant}/{container}/{function}, the management API below /v1";
     respond::problem(ProblemKind::NotFound, "proxy", detail, &request_id)
+}
+
+/// The answer to whoever comes although this node has said that it leaves: another one serves it, since nothing of it was used.
+fn late(request_id: &str) -> Response<ResponseBody> {
+    let mut response = respond::problem(ProblemKind::Draining, "proxy", "this node is leaving; another one serves this", request_id);
+    response.headers_mut().insert(names::UNSENT, HeaderValue::from_static("1"));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// A request keeps the id that a router gave it; a client's word is not taken.

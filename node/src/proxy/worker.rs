@@ -22,6 +22,7 @@ const READ_RATE_MIN_BYTES_PER_S: u64 = 1_024;
 /// The running proxy.
 pub struct Proxy {
     listener: Listener,
+    refusing: CancellationToken,
 }
 
 impl Proxy {
@@ -38,7 +39,7 @@ impl Proxy {
         metrics: Arc<Metrics>,
         manage: axum::Router,
     ) -> io::Result<Self> {
-        let draining = CancellationToken::new();
+        let (draining, refusing) = (CancellationToken::new(), CancellationToken::new());
         let options = Options { name: "proxy", workers: config.workers, connections_max: config.connections_max };
         let protocol = Arc::new(Protocol {
             header_timeout: config.header_timeout,
@@ -53,7 +54,17 @@ impl Proxy {
         });
         let node_name = config.node_name.as_deref().and_then(|name| HeaderValue::from_str(name).ok());
         let main = tokio::runtime::Handle::current();
-        let shared = Arc::new(Shared { config, catalog, handler, metrics, manage, main, node_name, draining: draining.clone() });
+        let shared = Arc::new(Shared {
+            config,
+            catalog,
+            handler,
+            metrics,
+            manage,
+            main,
+            node_name,
+            refusing: refusing.clone(),
+            draining: draining.clone(),
+        });
         let listener = Listener::start(listener, options, draining, move |connections| {
             serve::run(&protocol, connections, || Worker {
                 connections: Connections::new(shared.config.idle_connections_max),
@@ -61,13 +72,18 @@ impl Proxy {
                 ids: RequestIds::default(),
             });
         })?;
-        Ok(Self { listener })
+        Ok(Self { listener, refusing })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.listener.addr()
+    }
+
+    /// From now on new requests are sent elsewhere, on connections that then close; those under way go on.
+    pub fn refuse(&self) {
+        self.refusing.cancel();
     }
 
     /// Stops accepting, lets every connection finish the request it is at, and returns when all are closed or `grace` is over.
