@@ -127,8 +127,7 @@ pub async fn say(addr: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u16>> {
             }
         }
         let text = String::from_utf8_lossy(&seen);
-        let heads = text.match_indices("HTTP/1.").filter(|(at, _)| text[..*at].is_empty() || text.len() > at + 12);
-        Ok(heads.filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect())
+        Ok(text.match_indices("HTTP/1.").filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect())
     };
     tokio::time::timeout(DEADLINE, talk).await?
 }
