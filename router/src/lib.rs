@@ -7,13 +7,14 @@ mod fleet;
 mod forward;
 mod metrics;
 mod ops;
+mod placed;
 mod probe;
 mod retry;
 mod routes;
 mod service;
 
 pub use config::{Config, Limits};
-pub use routes::{Choice, FixedTable, NodeInfo, Routes, Table, CANDIDATES_MAX};
+pub use routes::{CANDIDATES_MAX, Choice, FixedTable, NodeInfo, Routes, Table};
 
 use fleet::Fleet;
 use forward::Connections;
@@ -108,9 +109,8 @@ impl Router {
         let ops_listener = bind(config.ops_listen, "router.ops_listen").await?;
         let (stop, leaving, draining) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let guard = stop.clone().drop_guard();
-        let acceptor = config.tls.clone().map(|files| {
-            tls::Acceptor::start(files, "router.tls", &[b"h2", b"http/1.1"], stop.clone())
-        });
+        let acceptor =
+            config.tls.clone().map(|files| tls::Acceptor::start(files, "router.tls", &[b"h2", b"http/1.1"], stop.clone()));
         let connector = config.nodes_tls.clone().map(|files| tls::Connector::start(files, "router.nodes_tls", stop.clone()));
         let (acceptor, connector) = (acceptor.transpose()?, connector.transpose()?);
 
@@ -133,7 +133,8 @@ impl Router {
         let tasks = TaskTracker::new();
         tasks.spawn(fleet::follow(Arc::clone(&fleet), stop.clone()));
         tasks.spawn(probe::run(Arc::clone(&fleet), connector, Arc::clone(&metrics), stop.clone()));
-        let (ops_addr, ops) = ops::serve(ops_listener, registry, fleet, leaving.clone(), stop.clone()).map_err(StartError::Listener)?;
+        let (ops_addr, ops) =
+            ops::serve(ops_listener, registry, fleet, leaving.clone(), stop.clone()).map_err(StartError::Listener)?;
         tasks.spawn(ops);
         tasks.close();
         let listener = Listener::start(listener, options, draining, move |connections| {

@@ -20,8 +20,7 @@ struct Reason {
 }
 
 /// Seconds: from a tenth of a millisecond to a minute.
-const BUCKETS: [f64; 16] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const BUCKETS: [f64; 16] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 /// The counters.
 #[derive(Debug)]
@@ -44,9 +43,17 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let requests = Family::<Outcome, Counter>::default();
-        registry.register("requests", "Requests: passed on and answered by a node, or whose fault the router's own answer is", requests.clone());
+        registry.register(
+            "requests",
+            "Requests: passed on and answered by a node, or whose fault the router's own answer is",
+            requests.clone(),
+        );
         let hop = Histogram::new(BUCKETS);
-        registry.register("hop_duration_seconds", "From a request's head to its answer's head, the node's time included", hop.clone());
+        registry.register(
+            "hop_duration_seconds",
+            "From a request's head to its answer's head, the node's time included",
+            hop.clone(),
+        );
         let ejections = Family::<Reason, Counter>::default();
         registry.register("ejections", "Nodes taken out, by reason", ejections.clone());
         let plain = |registry: &mut Registry, name: &str, help: &str| {

@@ -29,12 +29,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// Probes that must fail before a node that was in is out.
 const PROBES: u32 = 2;
 
-pub(crate) async fn run(
-    fleet: Arc<Fleet>,
-    connector: Option<Arc<tls::Connector>>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(fleet: Arc<Fleet>, connector: Option<Arc<tls::Connector>>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let probes = TaskTracker::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,7 +94,8 @@ async fn probe(node: &Node, connector: Option<&tls::Connector>) -> io::Result<()
 
 async fn ask<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T) -> io::Result<()> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let request = http::Request::get("/").header(http::header::HOST, "node").header(http::header::USER_AGENT, "hearth-router-probe");
+    let request =
+        http::Request::get("/").header(http::header::HOST, "node").header(http::header::USER_AGENT, "hearth-router-probe");
     let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
     // The connection is driven here and dropped with the answer: a probe leaves nothing behind.
     tokio::select! {

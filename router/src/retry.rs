@@ -95,6 +95,9 @@ mod tests {
         for _ in 0..1_000 {
             budget.earn();
         }
-        assert!(budget.take(Broke::Lost) && budget.take(Broke::Lost) && !budget.take(Broke::Lost), "no more than the burst is saved");
+        assert!(
+            budget.take(Broke::Lost) && budget.take(Broke::Lost) && !budget.take(Broke::Lost),
+            "no more than the burst is saved"
+        );
     }
 }

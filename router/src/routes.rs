@@ -1,4 +1,4 @@
-//! Where the route table comes from: the watched one of a cluster, or a fixed list of nodes.
+//! Where the route table comes from: the watched one of a cluster (`placed.rs`), or a fixed list of nodes.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::watch;

@@ -121,7 +121,12 @@ enum Tried {
 }
 
 impl Worker {
-    async fn pass(self: Rc<Self>, peer: &Peer, mut request: Request<Incoming>, id: &str) -> Result<Response<ResponseBody>, Failure> {
+    async fn pass(
+        self: Rc<Self>,
+        peer: &Peer,
+        mut request: Request<Incoming>,
+        id: &str,
+    ) -> Result<Response<ResponseBody>, Failure> {
         let shared = Arc::clone(&self.shared);
         check(&request, shared.config.request_body_max.as_u64())?;
         let view = shared.fleet.view();
@@ -164,9 +169,7 @@ impl Worker {
         };
         let mut names = rest.splitn(4, '/');
         match (names.next(), names.next(), names.next()) {
-            (Some(tenant), Some(container), Some(function))
-                if is_name(tenant) && is_name(container) && is_name(function) =>
-            {
+            (Some(tenant), Some(container), Some(function)) if is_name(tenant) && is_name(container) && is_name(function) => {
                 Ok((view.table.candidates(tenant, container, rand::random()), false))
             }
             _ => Err(fail(ProblemKind::NotFound, "there is no such function")),

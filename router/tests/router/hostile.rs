@@ -161,7 +161,8 @@ async fn a_body_over_the_limit_is_413_whether_its_length_is_said_or_not() {
     .await;
     let request_body_max = bytesize::ByteSize::b(10);
     let router = router(hearth_router::Config { request_body_max, ..config() }, &[node.addr]).await;
-    let send = |headers: &str, body: &str| format!("POST {TARGET} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n\r\n{body}");
+    let send =
+        |headers: &str, body: &str| format!("POST {TARGET} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n\r\n{body}");
     for (request, expected) in [
         (send("content-length: 10", "0123456789"), 200),
         (send("content-length: 11", "0123456789x"), 413),

@@ -23,7 +23,15 @@ async fn what_goes_to_a_node_is_what_the_platform_says() {
     )
     .await;
     assert_eq!(status(&answer), 200, "{answer}");
-    for there in ["hearth-node: n0", "server-timing: route;dur=1", "x-forwarded-for=127.0.0.1", "x-forwarded-proto=http", "traceparent=00-", "host=a", "x-keep=2"] {
+    for there in [
+        "hearth-node: n0",
+        "server-timing: route;dur=1",
+        "x-forwarded-for=127.0.0.1",
+        "x-forwarded-proto=http",
+        "traceparent=00-",
+        "host=a",
+        "x-keep=2",
+    ] {
         assert!(answer.contains(there), "{there} is missing from {answer}");
     }
     for gone in ["x-mine", "forged", "6.6.6.6", "hearth-spread"] {
@@ -189,7 +197,8 @@ async fn management_calls_go_to_any_node_and_unsafe_ones_once() {
     }
     let mut lost = 0;
     for _ in 0..40 {
-        let answer = say(router.addr(), "PUT /v1/tenants/a HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+        let answer =
+            say(router.addr(), "PUT /v1/tenants/a HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
         lost += u32::from(status(&answer) == 502);
     }
     assert!(lost > 0, "of 40 calls some went to the node that breaks off, and were not repeated");

@@ -196,10 +196,12 @@ async fn a_router_that_leaves_finishes_what_it_has() {
     let (addr, ops) = (router.addr(), router.ops_addr());
     // An HTTP/2 connection that is idle, which must be told.
     let stream = TcpStream::connect(addr).await.unwrap();
-    let (mut h2, connection) =
-        hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<Bytes>>(hyper_util::rt::TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+    let (mut h2, connection) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<Bytes>>(
+        hyper_util::rt::TokioExecutor::new(),
+        TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
     let told = tokio::spawn(connection);
     h2.ready().await.unwrap();
     let waiting = tokio::spawn(async move { call(addr, "GET").await });

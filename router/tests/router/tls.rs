@@ -73,8 +73,7 @@ async fn http2_over_tls_and_certificates_are_read_again() {
 
     let stream = connect(&first.client(b"h2"), router.addr()).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let ask = || {
         let request = http::Request::get(format!("https://localhost{TARGET}")).header("cookie", "a=1").header("cookie", "b=2");
