@@ -34,6 +34,8 @@ pub struct Case {
 /// A connection that says nothing for so long has said all.
 const QUIET: Duration = Duration::from_millis(700);
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Between two looks at the backend's count.
+const SETTLE: Duration = Duration::from_millis(100);
 /// No listener answers a case with more.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -57,15 +59,17 @@ pub fn cases(target: &str) -> Vec<Case> {
             post("transfer-encoding: chunked\r\n", &format!("3;a\nabc\r\n0\r\n\r\n{inner}")),
             AtMostOne,
         ),
+        // RFC 9112, 6.1 allows to take both headers together as chunked, without the length, as long as nothing more is read from the
+        // connection; hyper does so before anybody else sees the length.
         case(
             "CL.TE",
             post(&format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", 5 + n), &format!("0\r\n\r\n{inner}")),
-            Refused,
+            AtMostOne,
         ),
         case(
             "TE.CL",
             post("transfer-encoding: chunked\r\ncontent-length: 4\r\n", &format!("{n:x}\r\n{inner}\r\n0\r\n\r\n")),
-            Refused,
+            AtMostOne,
         ),
         case("two lengths that differ", post(&format!("content-length: 0\r\ncontent-length: {n}\r\n"), &inner), Refused),
         case("two lengths that agree", post("content-length: 3\r\ncontent-length: 3\r\n", "abc"), AtMostOne),
@@ -176,6 +180,17 @@ pub async fn say(addr: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u16>> {
     tokio::time::timeout(DEADLINE, talk).await?
 }
 
+/// What reached the backend, once that does not grow any more: a refusal can be here before what was passed on is counted.
+async fn settled(reached: &impl Fn() -> u64) -> u64 {
+    loop {
+        let before = reached();
+        tokio::time::sleep(SETTLE).await;
+        if reached() == before {
+            return before;
+        }
+    }
+}
+
 /// Says every case to `addr` and compares what reached the backend, as `reached` counts it, with what may. Returns what went wrong.
 ///
 /// # Errors
@@ -185,7 +200,7 @@ pub async fn check(addr: SocketAddr, target: &str, reached: impl Fn() -> u64) ->
     for Case { name, bytes, expect } in cases(target) {
         let before = reached();
         let statuses = say(addr, &bytes).await?;
-        let count = reached() - before;
+        let count = settled(&reached).await - before;
         let fits = match expect {
             Expect::Refused => count == 0,
             Expect::AtMostOne => count <= 1,

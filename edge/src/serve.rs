@@ -213,8 +213,8 @@ impl Protocol {
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
             .max_buf_size(self.head_bytes_max)
-            .max_headers(self.headers_max)
-            .pipeline_flush(true);
+            .max_headers(self.headers_max);
+        // Not `pipeline_flush`: with it a client that sends on after asking for an upgrade never sees the 101.
         let service = service_fn(move |request| {
             let answer = Rc::clone(&service).answer(Rc::clone(&peer), request);
             async move { Ok::<_, Infallible>(answer.await) }

@@ -2,7 +2,7 @@
 
 use super::{
     admit::{Permit, Refused},
-    body::{FunctionBody, RequestBody, ResponseBody},
+    body::{FunctionBody, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
     respond,
     worker::Worker,
@@ -22,7 +22,6 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use std::{
-    cell::Cell,
     fmt::Write,
     net::IpAddr,
     rc::Rc,
@@ -283,9 +282,9 @@ async fn forward_call(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
     }
-    let over = Rc::new(Cell::new(false));
+    let upload = Rc::new(Upload::default());
     let body_max = config.request_body_max.as_u64();
-    let mut outgoing = Request::from_parts(parts, RequestBody::new(incoming, body_max, Rc::clone(&over)));
+    let mut outgoing = Request::from_parts(parts, RequestBody::new(incoming, body_max, Rc::clone(&upload)));
     let timeout = Duration::from_millis(call.version.timeout_ms);
 
     for last in (0..CONTAINERS_MAX).rev() {
@@ -295,11 +294,11 @@ async fn forward_call(
         let container = Arc::clone(lease.container());
         match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
             Ok(Ok((response, sender))) => {
-                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, _permit: permit };
+                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, upload, _permit: permit };
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }
-            Ok(Err(_)) if over.get() => return Err(body_too_large(body_max).after(start)),
+            Ok(Err(_)) if upload.over.get() => return Err(body_too_large(body_max).after(start)),
             Ok(Err(SendError::NotSent(unsent, error))) if last > 0 => {
                 // Nothing reached a function: a fresh container serves the request as if nothing had been.
                 tracing::debug!(container = %container.path(), error, "sending elsewhere");

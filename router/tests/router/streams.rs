@@ -71,7 +71,9 @@ async fn a_slow_reader_holds_the_function_back() {
         before = sent.load(SeqCst);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert!(before < 64 * 1024 * 1024, "{before} bytes of 655,360,000 went out though nobody reads");
+    let in_flight = metric(&router, "hearth_router_requests_in_flight").await;
+    assert!(before < 64 * 1024 * 1024, "{before} bytes of 655,360,000 went out though nobody reads; {in_flight} in flight");
+    drop(client);
 }
 
 #[tokio::test]
