@@ -32,7 +32,7 @@ pid_of() { cat "$dir/$1/pid" 2>/dev/null || true; }
 lives() {
   local pid
   pid=$(pid_of "$1")
-  [ -n "$pid" ] && [ -e "/proc/$pid" ] && tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "CLUSTER_MEMBER=$dir/$1"
+  [ -n "$pid" ] && [ -e "/proc/$pid" ] && { tr "\\0" "\\n" <"/proc/$pid/environ"; } 2>/dev/null | grep -qxF "CLUSTER_MEMBER=$dir/$1"
 }
 
 free_ports() { # as many as are asked for, at once, so that they differ

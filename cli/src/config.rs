@@ -181,9 +181,9 @@ fn check_cluster(settings: &Settings, role: Role) -> Result<()> {
         Role::Router if !is_shared => bail!(
             "a router finds its nodes through etcd: set placement.backend = \"etcd\" and placement.endpoints = [\"http://...:2379\"]"
         ),
-        Role::Node if is_shared && cluster.node_name.is_none() => bail!(
-            "cluster.node_name is not set: give this node a name of its own ([a-z0-9-], the same after a restart)"
-        ),
+        Role::Node if is_shared && cluster.node_name.is_none() => {
+            bail!("cluster.node_name is not set: give this node a name of its own ([a-z0-9-], the same after a restart)")
+        }
         Role::Node if is_shared && settings.store.is_none() => bail!(
             "placement.backend is etcd, but section store is absent, so that other nodes would not see this node's functions: set store \
              (DynamoDB, S3, SQS) to what all nodes share"
@@ -196,7 +196,10 @@ fn check_cluster(settings: &Settings, role: Role) -> Result<()> {
     }
     if role == Role::Node && is_shared {
         if settings.node.listen.ip().is_unspecified() && cluster.advertise.is_none() {
-            bail!("node.listen is {}, which routers cannot dial: set cluster.advertise to this node's address", settings.node.listen);
+            bail!(
+                "node.listen is {}, which routers cannot dial: set cluster.advertise to this node's address",
+                settings.node.listen
+            );
         }
         if cluster.control_listen.ip().is_unspecified() && cluster.control_advertise.is_none() {
             bail!(

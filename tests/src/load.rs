@@ -146,7 +146,9 @@ async fn one(http: &reqwest::Client, plan: &Plan, target: &str, turn: &AtomicUsi
         return match response.text().await {
             Ok(_) if status.is_success() => (Outcome::Ok, node, String::new()),
             Ok(text) if status.as_u16() == 429 => (Outcome::Limited, node, text),
-            Ok(text) if status.is_server_error() && problem && text.contains("\"fault\":\"platform\"") => (Outcome::Platform, node, text),
+            Ok(text) if status.is_server_error() && problem && text.contains("\"fault\":\"platform\"") => {
+                (Outcome::Platform, node, text)
+            }
             Ok(text) => (Outcome::Wrong, node, format!("{status} {text}")),
             Err(error) if error.is_timeout() => (Outcome::Timeout, node, format!("{error:?}")),
             Err(error) => (Outcome::Reset, node, format!("{error:?}")),
@@ -215,7 +217,8 @@ impl Report {
     /// The first few that were lost, to be read in a failed test.
     #[must_use]
     pub fn explain(&self) -> String {
-        let lines = self.lost().into_iter().take(10).map(|s| format!("{:?} {:?} {:?} {:?} {}", s.due, s.took, s.outcome, s.node, s.detail));
+        let lines =
+            self.lost().into_iter().take(10).map(|s| format!("{:?} {:?} {:?} {:?} {}", s.due, s.took, s.outcome, s.node, s.detail));
         format!("{:?}\n{}", self.outcomes(), lines.collect::<Vec<_>>().join("\n"))
     }
 }

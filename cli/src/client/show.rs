@@ -202,7 +202,9 @@ fn cluster(value: &Value) -> Result<()> {
         return Ok(());
     }
     let mut out = std::io::stdout().lock();
-    let text = |pointer: &str| value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+    let text = |pointer: &str| {
+        value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
     let stale = if value["table"]["stale"] == true { ", stale: etcd is away" } else { "" };
     writeln!(
         out,

@@ -59,7 +59,8 @@ impl Link {
 
 impl Config {
     fn control_tls(&self) -> Result<Option<ControlTls>, JoinError> {
-        let read = |t: &Tls| ControlTls::read(&t.ca, &t.cert, &t.key, ROLE).map_err(|(path, source)| JoinError::File { path, source });
+        let read =
+            |t: &Tls| ControlTls::read(&t.ca, &t.cert, &t.key, ROLE).map_err(|(path, source)| JoinError::File { path, source });
         self.tls.as_ref().map(read).transpose()
     }
 

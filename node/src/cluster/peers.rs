@@ -147,7 +147,8 @@ impl Peers {
     /// [`DrainError`] when there is none of that name, or it does not answer.
     pub async fn drain(&self, name: &NodeName) -> Result<(), DrainError> {
         let table = self.table.table();
-        let node = table.nodes().iter().map(|n| &n.record).find(|n| n.name == *name).ok_or_else(|| DrainError::Unknown(name.clone()))?;
+        let node =
+            table.nodes().iter().map(|n| &n.record).find(|n| n.name == *name).ok_or_else(|| DrainError::Unknown(name.clone()))?;
         let failed = |reason: String| DrainError::Call { node: name.clone(), reason };
         let client = self.client(node).map_err(failed)?;
         // Its own configuration says how long requests may go on.

@@ -73,7 +73,8 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
 
 /// The answer to whoever comes although this node has said that it leaves: another one serves it, since nothing of it was used.
 fn late(request_id: &str) -> Response<ResponseBody> {
-    let mut response = respond::problem(ProblemKind::Draining, "proxy", "this node is leaving; another one serves this", request_id);
+    let mut response =
+        respond::problem(ProblemKind::Draining, "proxy", "this node is leaving; another one serves this", request_id);
     response.headers_mut().insert(names::UNSENT, HeaderValue::from_static("1"));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response

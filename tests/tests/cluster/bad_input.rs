@@ -47,10 +47,12 @@ async fn garbage_in_etcd_another_nodes_name_and_an_etcd_that_is_not_there() {
     let text = text.replace(&cluster.etcd.endpoints()[0], &nowhere);
     let said = refused(cluster.another("node", "lost", &text).command());
     assert!(said.contains("placement.endpoints") && said.contains(&nowhere), "it names key and address: {said}");
-    let said = refused(cluster.another("router", "lost-router", &format!("[placement]\nbackend = \"etcd\"\nendpoints = [\"{nowhere}\"]\n")).command());
+    let said = refused(
+        cluster
+            .another("router", "lost-router", &format!("[placement]\nbackend = \"etcd\"\nendpoints = [\"{nowhere}\"]\n"))
+            .command(),
+    );
     assert!(said.contains("placement.endpoints"), "without a table on disk a router needs etcd, too: {said}");
-    until("the cluster to be as before", async || {
-        (cluster.get(&cluster.urls()[0], &tenants[1]).await.status == 200).then_some(())
-    })
-    .await;
+    until("the cluster to be as before", async || (cluster.get(&cluster.urls()[0], &tenants[1]).await.status == 200).then_some(()))
+        .await;
 }

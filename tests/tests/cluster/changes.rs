@@ -30,7 +30,10 @@ async fn a_new_version_serves_on_all_nodes_and_logs_come_from_all_of_them() {
         }
         slowest = slowest.max(deployed.elapsed());
     }
-    println!("FIGURE {}", json!({ "case": "new version on all nodes", "figures": { "slowest_ms": slowest.as_millis(), "nodes": 3 } }));
+    println!(
+        "FIGURE {}",
+        json!({ "case": "new version on all nodes", "figures": { "slowest_ms": slowest.as_millis(), "nodes": 3 } })
+    );
     assert!(slowest <= Duration::from_secs(1) * BUSY, "a version took {slowest:?}");
 
     let url = &cluster.urls()[0];
