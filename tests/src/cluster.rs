@@ -92,9 +92,7 @@ impl Member {
         let mut command = Command::new(binary());
         command.arg(self.role).arg("--config").arg(self.config_file()).arg("--announce").arg(self.dir.join("announced.json"));
         command.current_dir(&self.dir);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HEARTH_") && name != "HEARTH_IMAGE_CACHE") {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command.env("HEARTH_LOG", "info,hearth_node=debug,hearth_router=debug,hearth_placement=debug");
         // The stand-in checks no signatures, but the SDK insists on having something to sign with.
         command.envs([("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")]);
@@ -381,6 +379,13 @@ impl Drop for Cluster {
     }
 }
 
+/// What the environment of the tests says of Hearth is not meant for the processes under test.
+fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HEARTH_") && name != "HEARTH_IMAGE_CACHE") {
+        command.env_remove(name);
+    }
+}
+
 /// The AWS stand-in and its address.
 async fn stand_in(root: &Path) -> (Process, String) {
     let announced = root.join("stand-in.url");
@@ -411,7 +416,9 @@ fn init_aws(root: &Path, stores: &str) -> String {
     let config = root.join("admin.toml");
     fs::write(&config, stores).expect("a file");
     let token = root.join("admin.token");
-    let output = Command::new(binary())
+    let mut command = Command::new(binary());
+    without_settings(&mut command);
+    let output = command
         .args(["admin", "init-aws", "--config"])
         .arg(&config)
         .arg("--token-file")

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// How long etcd stays away; the environment makes it minutes.
 fn away_s() -> f64 {
-    std::env::var("HEARTH_TEST_ETCD_AWAY_S").ok().and_then(|s| s.parse().ok()).unwrap_or(20.0)
+    std::env::var("ETCD_AWAY_S").ok().and_then(|s| s.parse().ok()).unwrap_or(20.0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
