@@ -28,7 +28,10 @@ UP=(
   '@/etc/ssl/certs/ca-certificates.crt|ca-certificates|trusts the registry'
 )
 TEST=("${UP[@]}" 'ip|iproute2|makes network namespaces in tests')
-BENCH=("${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with')
+BENCH=(
+  "${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with' 'h2load|nghttp2-client|another one'
+  'taskset|util-linux|gives generator and server a core each'
+)
 ETCD=('etcd|etcd-server|coordinates the nodes of a cluster')
 
 has() {

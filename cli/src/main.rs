@@ -5,6 +5,7 @@ mod client;
 mod compose;
 mod config;
 mod image;
+mod loadtest;
 mod runtime_files;
 
 use anyhow::Result;
@@ -48,6 +49,7 @@ enum Command {
     Builder(Flags),
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
+    Loadtest(Box<hearth_loadtest::Args>),
     #[command(flatten)]
     Client(client::Command),
 }
@@ -84,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Loadtest(args) => loadtest::run(*args).await,
             Command::Client(command) => command.run().await,
         }
     });

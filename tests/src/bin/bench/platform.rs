@@ -55,6 +55,11 @@ impl Platform {
         Ok(platform)
     }
 
+    /// The admin token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Puts one function and waits until it is ready. `path` is `tenant/container/function`.
     pub async fn deploy(&self, path: &str, body: &Value) -> Result<Value> {
         let [tenant, container, function] = path.split('/').collect::<Vec<_>>()[..] else { bail!("bad path {path}") };
