@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 
-.PHONY: help up down image test test-modules check fmt bench clean
+.PHONY: help up down image test test-modules check fmt bench promises clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,12 +42,15 @@ check: ## Format, lints, and the rules of this repository
 fmt: ## Format everything
 	cargo fmt --all
 
-bench: ## Measure what the README promises
+bench: ## Measure what the README promises; ARGS='hop cold' for parts, ARGS=--list for their names
 	@scripts/setup.sh bench
 	@scripts/dockerd.sh
 	@cargo build --release --locked --package hearth-cli --package hearth-tests --bins
 	@$(HEARTH) image >/dev/null
 	@$(TARGET)/release/bench $(ARGS)
+
+promises: ## Fill the README's table from what `make bench` has measured
+	@scripts/promises.py $(ARGS)
 
 clean: ## Remove what was built; data directories stay
 	cargo clean

@@ -140,9 +140,7 @@ impl<'a> Pieces<'a> {
             Quantity::Warm(q) => self.warm.quantile(&warm, q),
             Quantity::Cold(q) => self.cold.quantile(&cold, q),
             Quantity::Goodput => Some(sum(|s| s.seconds)).filter(|s| *s > 0.0).map(|s| sum(|s| s.ok as f64) / s),
-            Quantity::LostShare => {
-                Some(sum(|s| s.offered as f64)).filter(|n| *n > 0.0).map(|n| sum(|s| s.lost as f64) / n * 100.0)
-            }
+            Quantity::LostShare => Some(sum(|s| s.offered as f64)).filter(|n| *n > 0.0).map(|n| sum(|s| s.lost as f64) / n * 100.0),
         })
     }
 }

@@ -48,7 +48,7 @@ pub fn change(scenario: &mut Scenario, change: &ChangeArgs, sending: &SendingArg
             stream.arrivals = spacing;
         }
     }
-    change.skew.iter().for_each(|skew| note(format!("--skew {skew:?}")));
+    change.skew.iter().for_each(|skew| note(format!("--skew {skew}")));
     change.arrivals.iter().for_each(|spacing| note(format!("--arrivals {spacing:?}").to_lowercase()));
     loads(scenario, change, &mut note)?;
     if let Some(warm_up) = change.warm_up {
@@ -91,7 +91,7 @@ fn loads(scenario: &mut Scenario, change: &ChangeArgs, note: &mut impl FnMut(Str
             [only] => **only = rate,
             rates => bail!("--rate is for scenarios with one constant load, this one has {} rates: use --rate-scale", rates.len()),
         }
-        note(format!("--rate {rate:?}"));
+        note(format!("--rate {rate}"));
     }
     if let Some(length) = change.duration {
         for stream in &mut scenario.stream {

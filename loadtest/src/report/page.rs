@@ -38,6 +38,7 @@ pub fn page(report: &Report) -> String {
     html.push_str(&errors_over_time(run));
     reasons(&mut html, run);
     faults(&mut html, run);
+    deploys(&mut html, run);
     for (what, groups, least) in [("Phases", &run.phases, 1), ("Streams", &run.streams, 2), ("Functions", &run.kinds, 2)] {
         if groups.len() >= least {
             group_table(&mut html, what, groups);
@@ -377,6 +378,23 @@ fn faults(html: &mut String, run: &RunResult) {
         );
     }
     html.push_str("</table></div>");
+}
+
+fn deploys(html: &mut String, run: &RunResult) {
+    let Some(deploys) = &run.deploys else { return };
+    let l = deploys.latency;
+    let _ = write!(
+        html,
+        "<h2>Deploys</h2><div class=scroll><table><tr><th>done<th>p50<th>p99<th>slowest<th>failed<th>answered by the version before<tr><td>{}",
+        l.map_or(0, |l| l.count)
+    );
+    for pick in [|l: &LatencySummary| l.p50_ms, |l| l.p99_ms, |l| l.max_ms] {
+        let _ = write!(html, "<td>{}", l.as_ref().map_or_else(|| "-".to_owned(), |l| show_ms(pick(l))));
+    }
+    let _ = write!(html, "<td>{}<td>{}</table></div>", deploys.failed, deploys.stale);
+    if let Some(error) = &deploys.error {
+        let _ = write!(html, "<p>The first that failed: {}</p>", escape(error));
+    }
 }
 
 fn group_table(html: &mut String, what: &str, groups: &BTreeMap<String, GroupResult>) {

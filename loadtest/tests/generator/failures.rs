@@ -32,8 +32,19 @@ async fn every_failure_is_counted_once_as_what_it_is() {
     // A port that was free a moment ago and on which nobody listens.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let paths = [
-        "/ok", "/reset", "/close", "/truncate", "/garbage", "/hang", "/client", "/tenant", "/platform", "/function", "/plain",
-        "/cold", "/warm",
+        "/ok",
+        "/reset",
+        "/close",
+        "/truncate",
+        "/garbage",
+        "/hang",
+        "/client",
+        "/tenant",
+        "/platform",
+        "/function",
+        "/plain",
+        "/cold",
+        "/warm",
     ];
     let mut urls: Vec<String> = paths.iter().map(|p| stub.url(p)).collect();
     urls.push(format!("http://{closed}/refused"));
@@ -79,12 +90,10 @@ async fn an_answer_by_the_wrong_function_is_lost_and_is_the_platforms_fault() {
     let platform = crate::platform::Platform::start(crate::platform::Manners { crossed: true, ..Default::default() });
     let dir = tempfile::tempdir().unwrap();
     let json = format!("--json={}", dir.path().join("r.json").display());
-    let ending = crate::run(&[
-        "warm", "--url", &platform.url(), "--token", "admin", "--tenants", "2", "--rate", "50", "--duration", "1s", "--max-lag", "1s",
-        &json,
-    ])
-    .await
-    .unwrap();
+    let url = platform.url();
+    let who = ["warm", "--url", &url, "--token", "admin", "--tenants", "2", "--quiet"];
+    let what = ["--rate", "50", "--duration", "1s", "--arrivals", "constant", "--max-lag", "1s", &json];
+    let ending = crate::run(&[&who[..], &what].concat()).await.unwrap();
     assert_eq!(ending, Ending::ThresholdMissed, "lost==0 does not hold");
     let report = hearth_loadtest::results::Report::read(&dir.path().join("r.json")).unwrap();
     assert_eq!(report.runs[0].outcomes["crossed"], 50);
@@ -93,7 +102,10 @@ async fn an_answer_by_the_wrong_function_is_lost_and_is_the_platforms_fault() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fresh_connections_and_streamed_bodies_arrive_whole() {
-    use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
     let (whole, closing) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counters = (Arc::clone(&whole), Arc::clone(&closing));
     let stub = Stub::start(move |request| {
@@ -103,8 +115,7 @@ async fn fresh_connections_and_streamed_bodies_arrive_whole() {
     });
     let dir = tempfile::tempdir().unwrap();
     let urls = [format!("POST {}", stub.url("/"))];
-    let flags =
-        ["--rate", "100", "--duration", "1s", "--fresh-connections", "--body-size", "5000", "--max-lag", "1s"];
+    let flags = ["--rate", "100", "--duration", "1s", "--fresh-connections", "--body-size", "5000", "--max-lag", "1s"];
     let (_, report) = call_urls(dir.path(), &urls, &flags).await;
     assert_eq!(report.runs[0].total.ok, 100);
     assert_eq!((whole.load(Ordering::Relaxed), closing.load(Ordering::Relaxed)), (100, 100));

@@ -20,7 +20,7 @@ struct Cli {
 
 /// Runs the tool as its command line does.
 async fn run(words: &[&str]) -> anyhow::Result<Ending> {
-    let args = Cli::try_parse_from([&["loadtest", "--quiet"], words].concat())?.args;
+    let args = Cli::try_parse_from([&["loadtest"], words].concat())?.args;
     hearth_loadtest::run(args).await
 }
 
@@ -29,7 +29,7 @@ async fn call_urls(dir: &Path, urls: &[String], more: &[&str]) -> (Ending, Repor
     let (list, json) = (dir.join("urls"), dir.join("result.json"));
     std::fs::write(&list, urls.join("\n")).expect("writing the list");
     let (list, json_flag) = (list.display().to_string(), format!("--json={}", json.display()));
-    let words = [&["--url-list", &list, &json_flag, "--skew", "each", "--arrivals", "constant"], more].concat();
+    let words = [&["--url-list", &list, &json_flag, "--skew", "each", "--arrivals", "constant", "--quiet"], more].concat();
     let ending = run(&words).await.expect("a run");
     (ending, Report::read(&json).expect("the result"))
 }

@@ -16,8 +16,9 @@ use std::{
 /// A short run of `warm` against the stand-in, with more flags.
 async fn warm(platform: &Platform, more: &[&str]) -> anyhow::Result<Ending> {
     let url = platform.url();
-    let flags = ["warm", "--url", &url, "--token", "admin", "--tenants", "3", "--rate", "50", "--duration", "1s", "--max-lag", "5s"];
-    run(&[&flags, more].concat()).await
+    let who = ["warm", "--url", &url, "--token", "admin", "--tenants", "3", "--quiet"];
+    let what = ["--rate", "50", "--duration", "1s", "--arrivals", "constant", "--max-lag", "5s"];
+    run(&[&who[..], &what, more].concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +55,7 @@ async fn thresholds_decide_the_exit_code() {
     assert_eq!((missed, missed.exit_code()), (Ending::ThresholdMissed, 10));
     let held = warm(&platform, &["--threshold", "warm.count==50", "--threshold", "warm.p99<=1h"]).await.unwrap();
     assert_eq!((held, held.exit_code()), (Ending::Passed, 0));
-    let unknown = warm(&platform, &["--threshold", "warm.p98<=1s"]).await.unwrap_err();
+    let unknown = warm(&platform, &["--threshold", "warm.p98<=1"]).await.unwrap_err();
     assert!(format!("{unknown:#}").contains("warm.p99"), "{unknown:#}");
     let absent = warm(&platform, &["--threshold", "cold.p99<=1s"]).await.unwrap();
     assert_eq!(absent, Ending::ThresholdMissed, "what was not measured does not hold");
@@ -115,7 +116,8 @@ async fn what_cannot_work_is_refused_in_words_before_anything_is_made() {
 
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("typo.toml");
-    std::fs::write(&file, "name='x'\nabout='x'\n[[stream]]\nname='s'\n[[stream.load]]\nshape='constant'\nrate=1\nfro='1s'\n").unwrap();
+    std::fs::write(&file, "name='x'\nabout='x'\n[[stream]]\nname='s'\n[[stream.load]]\nshape='constant'\nrate=1\nfro='1s'\n")
+        .unwrap();
     let file = file.display().to_string();
     let url = platform.url();
     for (words, said) in [
@@ -197,8 +199,22 @@ async fn deploys_under_load_are_counted_and_each_function_gets_its_versions_in_o
     std::fs::write(&scenario, text.replace("rate = 2\n", "rate = 20\n").replace("after = \"5s\"", "after = \"100ms\"")).unwrap();
     let (scenario, url) = (scenario.display().to_string(), platform.url());
     let json = format!("--json={}", dir.path().join("r.json").display());
-    let flags =
-        [&*scenario, "--url", &url, "--token", "admin", "--tenants", "2", "--duration", "2s", "--rate", "50", "--max-lag", "5s", &json];
+    let flags = [
+        &*scenario,
+        "--url",
+        &url,
+        "--token",
+        "admin",
+        "--tenants",
+        "2",
+        "--duration",
+        "2s",
+        "--rate",
+        "50",
+        "--max-lag",
+        "5s",
+        &json,
+    ];
     assert_eq!(run(&flags).await.unwrap(), Ending::Passed);
     let report = Report::read(&dir.path().join("r.json")).unwrap();
     let deploys = report.runs[0].deploys.as_ref().unwrap();
@@ -242,7 +258,20 @@ fn program() -> PathBuf {
 fn an_interrupted_run_takes_its_tenants_away_and_says_what_there_was() {
     let platform = Platform::start(Manners::default());
     let child = Command::new(program())
-        .args(["warm", "--url", &platform.url(), "--token", "admin", "--tenants", "3", "--rate", "50", "--duration", "60s", "--quiet"])
+        .args([
+            "warm",
+            "--url",
+            &platform.url(),
+            "--token",
+            "admin",
+            "--tenants",
+            "3",
+            "--rate",
+            "50",
+            "--duration",
+            "60s",
+            "--quiet",
+        ])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

@@ -78,7 +78,8 @@ fn resident(platform: &Platform) -> Result<(u64, usize)> {
         let dir = entry.path();
         let cgroup = fs::read_to_string(dir.join("cgroup")).unwrap_or_default();
         let command = fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
-        let of = |id: &String| cgroup.contains(id.as_str()) || (command.contains("containerd-shim") && command.contains(id.as_str()));
+        let of =
+            |id: &String| cgroup.contains(id.as_str()) || (command.contains("containerd-shim") && command.contains(id.as_str()));
         if ids.iter().any(of) {
             let rollup = fs::read_to_string(dir.join("smaps_rollup")).unwrap_or_default();
             let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().trim_end_matches(" kB").parse::<u64>().ok());
@@ -112,11 +113,7 @@ pub async fn disk(bench: &Bench, report: &mut Report) -> Result<()> {
     let separate = reference::install(&dir.join("separate"), &MODULES)?;
     let each = bytes_below(&separate)?;
     let ratio = (each * tenants as u64) as f64 / own as f64;
-    let note = format!(
-        "{:.1} MB in all, archives included; one install has {:.1} MB",
-        own as f64 / 1e6,
-        each as f64 / 1e6
-    );
+    let note = format!("{:.1} MB in all, archives included; one install has {:.1} MB", own as f64 / 1e6, each as f64 / 1e6);
     let promise = format!("disk for {tenants} tenants with the same ten modules: separate installs against it");
     report.add(&promise, ratio, "times", Bound::AtLeast(15.0), note);
     Ok(())

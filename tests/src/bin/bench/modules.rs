@@ -106,7 +106,13 @@ async fn sizes(bench: &Bench, report: &mut Report, platform: &Platform) -> Resul
         report.add(&format!("cold start with {size} of node_modules on the node, p50"), *ms, "ms", Bound::Open, note);
     }
     let slope = medians[sets.len() - 1] - medians[0];
-    report.add("slope of the cold start from 0 to 120 MB of node_modules", slope, "ms", Bound::AtMost(10.0), "without loading them");
+    report.add(
+        "slope of the cold start from 0 to 120 MB of node_modules",
+        slope,
+        "ms",
+        Bound::AtMost(10.0),
+        "without loading them",
+    );
     Ok(())
 }
 

@@ -78,8 +78,7 @@ impl Report {
 
     /// One figure. What is not a number keeps no promise.
     pub fn add(&mut self, promise: &str, value: f64, unit: &str, bound: Bound, note: impl Into<String>) {
-        let row =
-            Row { part: self.part, promise: promise.into(), value, unit: unit.into(), bound, note: note.into() };
+        let row = Row { part: self.part, promise: promise.into(), value, unit: unit.into(), bound, note: note.into() };
         let kept = bound.kept(value).map_or("", |kept| if kept { "kept" } else { "BROKEN" });
         eprintln!("{promise:<66} {:<14} {:<14} {kept}  {}", show(value, unit), bound.show(unit), row.note);
         self.rows.push(row);

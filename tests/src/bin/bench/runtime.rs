@@ -29,7 +29,13 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         }
     }
     let note = format!("{:.0} requests/s", median(rates));
-    report.add("the runtime alone, hello world, 32 connections, against raw node:http", median(of_raw), "times", Bound::AtLeast(0.7), note);
+    report.add(
+        "the runtime alone, hello world, 32 connections, against raw node:http",
+        median(of_raw),
+        "times",
+        Bound::AtLeast(0.7),
+        note,
+    );
     report.add("the same against an express hello", median(of_express), "times", Bound::AtLeast(4.0), "");
     Ok(())
 }

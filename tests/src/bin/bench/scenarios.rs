@@ -33,7 +33,13 @@ fn all(bench: &Bench, report: &mut Report, platform: &Platform) -> Result<()> {
 
     let deploys = Run::of(bench, platform, "deploy-under-load", 0.2)?;
     report.add("deploys under load: requests lost", deploys.get("lost")?, "", Bound::AtMost(0.0), deploys.note());
-    report.add("the same, calls answered by the version before", deploys.get("deploy.stale")?, "", Bound::AtMost(0.0), deploys.note());
+    report.add(
+        "the same, calls answered by the version before",
+        deploys.get("deploy.stale")?,
+        "",
+        Bound::AtMost(0.0),
+        deploys.note(),
+    );
 
     let overload = Run::of(bench, platform, "overload", 0.2)?;
     let share = overload.get("phase.10x.goodput")? / overload.get("phase.half.goodput")? / 2.0 * 100.0;
@@ -54,7 +60,16 @@ impl Run {
     fn of(bench: &Bench, platform: &Platform, scenario: &str, quick: f64) -> Result<Self> {
         let json = bench.scratch("scenarios")?.join(format!("{scenario}.json"));
         let mut command = Command::new(&bench.hearth);
-        command.args(["loadtest", scenario, "--quiet", "--no-scenario-thresholds", "--url", &platform.url, "--token", platform.token()]);
+        command.args([
+            "loadtest",
+            scenario,
+            "--quiet",
+            "--no-scenario-thresholds",
+            "--url",
+            &platform.url,
+            "--token",
+            platform.token(),
+        ]);
         command.arg(format!("--json={}", json.display()));
         command.arg(format!("--report={}", json.with_extension("html").display()));
         if bench.quick && quick < 1.0 {
