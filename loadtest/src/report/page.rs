@@ -388,8 +388,8 @@ fn deploys(html: &mut String, run: &RunResult) {
         "<h2>Deploys</h2><div class=scroll><table><tr><th>done<th>p50<th>p99<th>slowest<th>failed<th>answered by the version before<tr><td>{}",
         l.map_or(0, |l| l.count)
     );
-    for pick in [|l: &LatencySummary| l.p50_ms, |l| l.p99_ms, |l| l.max_ms] {
-        let _ = write!(html, "<td>{}", l.as_ref().map_or_else(|| "-".to_owned(), |l| show_ms(pick(l))));
+    for ms in l.map_or([f64::NAN; 3], |l| [l.p50_ms, l.p99_ms, l.max_ms]) {
+        let _ = write!(html, "<td>{}", show_ms(ms));
     }
     let _ = write!(html, "<td>{}<td>{}</table></div>", deploys.failed, deploys.stale);
     if let Some(error) = &deploys.error {
