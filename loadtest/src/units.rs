@@ -71,7 +71,7 @@ impl fmt::Display for Span {
         let us = self.0.as_micros();
         let (size, unit) = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")]
             .into_iter()
-            .find(|(size, _)| us > 0 && us % size == 0)
+            .find(|(size, _)| us > 0 && us.is_multiple_of(*size))
             .unwrap_or((1, "us"));
         write!(f, "{}{unit}", us / size)
     }

@@ -276,13 +276,11 @@ impl Hearth {
     }
 
     /// A management call with the admin token; `path` follows `/v1`.
-    #[must_use]
     pub fn api(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}/v1{path}", self.url)).bearer_auth(&self.token)
     }
 
     /// A request without a token; `path` follows the server's address.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url))
     }

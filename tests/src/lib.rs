@@ -1,6 +1,9 @@
 //! The harness of the whole-system tests: starts the real `hearth` on real Docker with a data directory and a label of its own, speaks to
 //! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
 
+// It speaks to whoever runs the tests.
+#![allow(clippy::print_stderr)]
+
 mod docker;
 mod hearth;
 mod http;
@@ -17,7 +20,6 @@ use std::{
 };
 
 /// A client builder that speaks to this machine alone, whatever proxy the environment names.
-#[must_use]
 pub fn http_client() -> reqwest::ClientBuilder {
     // Installed once for the process; a second time is refused, and that is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -49,9 +49,9 @@ pub fn page(report: &Report) -> String {
     html.push_str("<h2>The generator</h2>");
     html.push_str(&in_flight(run));
     runs(&mut html, report);
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<details><summary>The scenario</summary><pre>{}</pre></details><p class=soft>Made by hearth loadtest {} on {}, {} cores, {} sending threads.</p></html>\n",
+        "<details><summary>The scenario</summary><pre>{}</pre></details><p class=soft>Made by hearth loadtest {} on {}, {} cores, {} sending threads.</p></html>",
         escape(&report.scenario_text),
         escape(&report.version),
         escape(&report.machine.kernel),

@@ -5,6 +5,9 @@
 //!
 //! Each part stands alone. `--quick` shortens everything, to see that it runs; its figures are no figures.
 
+// Its figures are what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 mod client;
 mod cold;
 mod density;
@@ -20,7 +23,7 @@ mod scenarios;
 use anyhow::{Context, Result, bail};
 use platform::Platform;
 use report::Report;
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// The function that most parts call.
 pub const HELLO: &str = "export default () => new Response('hello world');";
@@ -112,7 +115,17 @@ fn wanted() -> Result<Option<Wanted>> {
     Ok(Some(wanted))
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let Some(wanted) = wanted()? else {
         PARTS.iter().for_each(|(name, about)| println!("{name:<10} {about}"));
         return Ok(());
@@ -134,8 +147,8 @@ fn main() -> Result<()> {
         }
     }
     let result = report.publish(&wanted.json.unwrap_or_else(|| target.join("bench.json")), wanted.quick);
-    if result.is_err() {
-        // Logs of what ran are worth more than a tidy /tmp.
+    if !report.complete() {
+        // Logs of what did not end are worth more than a tidy /tmp.
         eprintln!("files of this run: {}", scratch.keep().display());
     }
     result

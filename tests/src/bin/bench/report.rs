@@ -131,6 +131,11 @@ impl Report {
         table
     }
 
+    /// Whether every part got to its end.
+    pub fn complete(&self) -> bool {
+        self.failed.is_empty()
+    }
+
     /// Writes the JSON, prints the table, and fails where a promise is broken or a part did not end.
     pub fn publish(&self, file: &Path, quick: bool) -> Result<()> {
         if let Some(dir) = file.parent() {
