@@ -49,6 +49,7 @@ pub async fn run(config: Config) -> Result<()> {
                 data_dir: data_dir.clone(),
                 runtime_dir: runtime_dir.clone(),
                 build_image: image::digest(Purpose::Build),
+                oci_runtimes: settings.docker.oci_runtimes.clone(),
             };
             Some(Node::start(settings.node.clone(), deps).await?)
         }

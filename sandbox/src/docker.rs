@@ -222,6 +222,14 @@ impl Inner {
         Ok(known)
     }
 
+    async fn restrict(&self, id: &SandboxId, policy: &hearth_model::Egress) -> Result<(), SandboxError> {
+        let Some(egress) = &self.egress else { return Ok(()) };
+        let known = self.find(id).await?;
+        let run = known.run_dir.ok_or_else(|| SandboxError::NotFound { id: id.0.clone() })?;
+        let hosts = run.with_file_name(options::ETC_DIR).join(options::HOSTS.name);
+        egress.restrict(known.running.slot, policy, hosts).await.map_err(|e| egress_failed(&e))
+    }
+
     /// Takes hold of the container's process and control group.
     fn know(&self, running: Running, run_dir: Option<PathBuf>) -> Known {
         let pid = i32::try_from(running.pid).ok().and_then(Pid::from_raw);
@@ -293,6 +301,12 @@ impl Inner {
         }
         if let Some(group) = &known.group {
             let _ = group.thaw();
+        }
+        // While the route still tells the address. What stays restricted by a failure is restricted once too often.
+        if let Some(egress) = &self.egress
+            && let Err(error) = egress.forget(known.running.slot).await
+        {
+            tracing::warn!(slot = known.running.slot, %error, "a container's egress policy could not be removed");
         }
         self.remove(&id.0).await?;
         if let Some(run) = known.run_dir {
@@ -414,6 +428,17 @@ impl Sandbox for DockerSandbox {
 
     async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError> {
         self.inner.wait(id).await
+    }
+
+    async fn restrict(&self, id: &SandboxId, egress: &hearth_model::Egress) -> Result<(), SandboxError> {
+        self.inner.restrict(id, egress).await
+    }
+
+    async fn traffic(&self) -> Result<HashMap<u32, net::Traffic>, SandboxError> {
+        match &self.inner.egress {
+            Some(egress) => egress.traffic().await.map_err(|e| egress_failed(&e)),
+            None => Ok(HashMap::new()),
+        }
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {

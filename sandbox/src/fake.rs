@@ -411,6 +411,14 @@ impl Sandbox for FakeSandbox {
         Ok(ended.ok().flatten().unwrap_or_default())
     }
 
+    async fn restrict(&self, id: &SandboxId, _: &hearth_model::Egress) -> Result<(), SandboxError> {
+        self.find(id).map(|_| ())
+    }
+
+    async fn traffic(&self) -> Result<HashMap<u32, crate::net::Traffic>, SandboxError> {
+        Ok(HashMap::new())
+    }
+
     async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {
         self.enter(Call::Usage).await?;
         let container = self.find(id)?;

@@ -2,10 +2,11 @@
 
 use super::{AcquireError, control::Control, slot::Slot};
 use arc_swap::ArcSwap;
-use hearth_model::{ContainerPath, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
+use hearth_model::{ContainerPath, Egress, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
@@ -87,6 +88,16 @@ impl State {
 /// The version that serves, by function.
 type Loaded = HashMap<FunctionName, VersionNumber>;
 
+/// What a container was given at its claim and cannot change while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    pub memory_mb: u64,
+    #[serde(default)]
+    pub egress: Egress,
+    #[serde(default)]
+    pub oci_runtime: Option<String>,
+}
+
 /// A container that belongs to one tenant.
 pub struct LiveContainer {
     id: u64,
@@ -94,7 +105,7 @@ pub struct LiveContainer {
     pub(super) running: Running,
     pub(super) slot: Slot,
     pub(super) control: Control,
-    pub(super) memory_mb: u64,
+    pub(super) settings: Settings,
     node: NodeVersion,
     state: AtomicU8,
     in_flight: AtomicU32,
@@ -130,7 +141,7 @@ impl LiveContainer {
         running: Running,
         slot: Slot,
         control: Control,
-        memory_mb: u64,
+        settings: Settings,
         now_ms: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -140,7 +151,7 @@ impl LiveContainer {
             running,
             slot,
             control,
-            memory_mb,
+            settings,
             state: AtomicU8::new(State::Running as u8),
             in_flight: AtomicU32::new(0),
             last_used_ms: AtomicU64::new(now_ms),
@@ -210,7 +221,11 @@ impl LiveContainer {
 
     /// Whether the settings that cannot change in place are still those of the record.
     pub(super) fn fits(&self, servable: &Servable) -> bool {
-        self.memory_mb == servable.container.memory_mb && self.node == servable.container.node
+        let limits = &servable.tenant.limits;
+        self.settings.memory_mb == servable.container.memory_mb
+            && self.node == servable.container.node
+            && self.settings.egress == limits.egress
+            && self.settings.oci_runtime == limits.oci_runtime
     }
 
     pub(super) fn has(&self, function: &FunctionName, version: VersionNumber) -> bool {

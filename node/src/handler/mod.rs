@@ -10,6 +10,7 @@ mod control;
 mod flight;
 mod idle;
 mod inbound;
+mod metering;
 mod pool;
 mod slot;
 mod status;
@@ -17,7 +18,7 @@ mod status;
 pub use container::{ColdTimings, Lease, LiveContainer, Start};
 pub use status::{ContainerStatus, HandlerStatus};
 
-use crate::{logs::LogHub, modules::ModuleCache};
+use crate::{logs::LogHub, modules::ModuleCache, usage::UsageBook};
 use bytesize::ByteSize;
 use container::Registered;
 use flight::Flights;
@@ -117,6 +118,8 @@ pub struct Deps {
     pub keyring: Arc<dyn Keyring>,
     /// Takes functions' output.
     pub logs: Arc<LogHub>,
+    /// Counts what tenants use.
+    pub usage: Arc<UsageBook>,
     /// This node's files.
     pub data_dir: PathBuf,
     /// The runtime's program.
@@ -269,6 +272,7 @@ impl Handler {
         handler.adopt().await?;
         handler.tasks.spawn(pool::keep_full(Arc::clone(&handler)));
         handler.tasks.spawn(idle::watch(Arc::clone(&handler)));
+        handler.tasks.spawn(metering::watch(Arc::clone(&handler)));
         Ok(handler)
     }
 

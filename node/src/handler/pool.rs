@@ -113,7 +113,11 @@ pub(super) async fn discard(handler: &Handler, running: Running, slot: Slot) {
 }
 
 /// Creates one container and waits until its runtime is ready.
-pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<Waiting, AcquireError> {
+pub(super) async fn create(
+    handler: &Arc<Handler>,
+    node: NodeVersion,
+    oci_runtime: Option<String>,
+) -> Result<Waiting, AcquireError> {
     let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
     let capacity = |detail: String| AcquireError::NoCapacity { detail };
     let slot = match handler.slots.take() {
@@ -125,6 +129,7 @@ pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<
         slot: slot.number,
         purpose: Purpose::Runtime,
         node,
+        oci_runtime,
         slot_dir: slot.dir.clone(),
         runtime_dir: handler.deps.runtime_dir.clone(),
         limits: limits(&handler.config, hearth_model::limits::MEMORY_MB_DEFAULT, WAITING_CPU_SHARES),
@@ -244,7 +249,7 @@ fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
 }
 
 async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
-    let mut waiting = match create(handler, NodeVersion::default()).await {
+    let mut waiting = match create(handler, NodeVersion::default(), None).await {
         Ok(waiting) => waiting,
         Err(error) => {
             handler.counters.refill_failures.fetch_add(1, Relaxed);

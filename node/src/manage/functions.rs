@@ -220,14 +220,13 @@ impl Api {
 
     /// The tenant; an operator's call makes one that is missing, so that a first function needs no steps before it.
     async fn tenant_for(&self, path: &FunctionPath, caller: &Caller) -> Result<Tenant, ApiError> {
-        if let Some(tenant) = self.deps.functions.get_tenant(&path.tenant).await? {
+        if let Some(tenant) = self.tenant(&path.tenant).await? {
             return Ok(tenant);
         }
         if !caller.is_admin() {
             return Err(ApiError::not_found("tenant"));
         }
-        let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
-        Ok(self.deps.functions.put_tenant(tenant, Precondition::None).await?)
+        Ok(self.deps.functions.put_tenant(Tenant::new(path.tenant.clone()), Precondition::None).await?)
     }
 
     async fn create(
@@ -255,7 +254,7 @@ impl Api {
         let code = self.store_code(source.files).await?;
         self.write_container(&path.container_path(), settings, Precondition::None, false).await?;
         let node = functions.get_container(&path.container_path()).await?.map(|c| c.node).unwrap_or_default();
-        let ready = self.request_builds(&modules, node).await?;
+        let ready = self.request_builds(&tenant, &modules, node).await?;
         let new = NewVersion {
             status: if ready { VersionStatus::Ready } else { VersionStatus::Building },
             code,

@@ -34,6 +34,10 @@ impl Answer {
     }
 }
 
+fn classes() -> hearth_model::Classes {
+    serde_json::from_value(json!({ "small": { "functions_max": 1, "concurrency": 5 } })).unwrap()
+}
+
 impl Api {
     async fn new() -> Self {
         Self::with_wrong_tokens(1_000_000).await
@@ -52,7 +56,10 @@ impl Api {
             queue: stores.queue,
             keyring: stores.keyring,
             registry: Arc::new(Registry::new(registry).unwrap()),
-            catalog: Catalog::new(stores.functions, Default::default()),
+            catalog: Catalog::new(stores.functions, Default::default(), Arc::default(), Arc::default()),
+            classes: Arc::new(classes()),
+            oci_runtimes: vec!["runsc".into()],
+            usage: Arc::default(),
             handler_evict: Arc::new(|_| {}),
             logs: LogHub::new(),
             status: Arc::new(|| json!({ "version": "test" })),

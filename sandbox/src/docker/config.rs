@@ -15,6 +15,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The OCI runtime the engine is to use, as `runsc`; none for the engine's default.
     pub oci_runtime: Option<String>,
+    /// Other OCI runtimes that tenants may be given one by one or by class.
+    pub oci_runtimes: Vec<String>,
     /// User and group id of slot 0; slot N runs as `uid_base + N`. The image has names for 60000 to 64999.
     pub uid_base: u32,
     /// Image of tenants' containers; none for the one that this version builds.
@@ -37,6 +39,7 @@ impl Default for Config {
             instance: "default".to_owned(),
             socket: PathBuf::from("/var/run/docker.sock"),
             oci_runtime: None,
+            oci_runtimes: Vec::new(),
             uid_base: 60_000,
             runtime_image: None,
             build_image: None,
