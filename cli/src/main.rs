@@ -4,6 +4,7 @@
 mod client;
 mod compose;
 mod config;
+mod doctor;
 mod image;
 mod runtime_files;
 
@@ -46,6 +47,8 @@ enum Command {
     Node(Flags),
     /// Run one builder (npm modules) on configured backends.
     Builder(Flags),
+    /// Check whether this machine is fit to run untrusted code; ends with 1 where it is not.
+    Doctor(doctor::Args),
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
     #[command(flatten)]
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Up(flags) => compose::run(config::load(flags, config::Role::Up)?).await.map(|()| ExitCode::SUCCESS),
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Client(command) => command.run().await,
         }

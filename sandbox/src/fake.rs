@@ -346,6 +346,7 @@ impl Sandbox for FakeSandbox {
             engine: "fake".to_owned(),
             mounts_propagate: false,
             warnings: vec!["nothing is isolated: this sandbox is for tests".to_owned()],
+            findings: Vec::new(),
             images: BTreeMap::new(),
         })
     }

@@ -157,8 +157,35 @@ pub struct Description {
     pub mounts_propagate: bool,
     /// Weaknesses that an operator should know, each with its remedy.
     pub warnings: Vec<String>,
+    /// Everything that was checked about engine and machine, for `hearth doctor`.
+    pub findings: Vec<Finding>,
     /// Images by purpose: the digest of what went in.
     pub images: BTreeMap<String, String>,
+}
+
+/// One thing that was checked about the machine that untrusted code runs on.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// Stable, for scripts and suppressions, as `engine.seccomp`.
+    pub id: &'static str,
+    /// What should hold.
+    pub title: &'static str,
+    /// How bad it is where it does not hold.
+    pub severity: Severity,
+    /// Whether it holds.
+    pub passed: bool,
+    /// What is and what to do about it, where it does not hold.
+    pub detail: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// One wall of several is missing.
+    Weak,
+    /// There is a known way through: no untrusted code should run here. A node refuses to start unless told otherwise.
+    Unsafe,
 }
 
 /// Makes and unmakes containers. Every call has a deadline of its own.
