@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use hearth_sandbox::{
     Description, Finding, Sandbox, Severity,
     docker::{self, DockerSandbox},
-    net,
 };
 use std::process::ExitCode;
 
@@ -21,11 +20,9 @@ pub struct Args {
 /// Prints the list; 1 where something unsafe was found.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let settings = config::load(args.flags, Role::Node)?.settings;
-    // Looks only: the packet filter of a node that runs here stays as it is.
-    let config =
-        docker::Config { egress: net::Config { mode: net::Mode::None, ..settings.docker.egress.clone() }, ..settings.docker };
-    let docker =
-        DockerSandbox::connect(config).await.context("Docker cannot be used: start it (`make up` does) and look at its log")?;
+    let docker = DockerSandbox::look(settings.docker)
+        .await
+        .context("Docker cannot be used: start it (`make up` does) and look at its log")?;
     let description = docker.describe().await.context("asking Docker what it is")?;
     let findings = &description.findings;
     if args.json {

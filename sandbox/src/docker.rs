@@ -85,6 +85,16 @@ struct Known {
 impl DockerSandbox {
     /// Connects to the engine and starts egress where the configuration asks for it.
     pub async fn connect(config: Config) -> Result<Self, SandboxError> {
+        Self::open(config, true).await
+    }
+
+    /// Connects to look around, for `describe` and images: no rule of the packet filter is touched, so that a node with the same
+    /// configuration may be running.
+    pub async fn look(config: Config) -> Result<Self, SandboxError> {
+        Self::open(config, false).await
+    }
+
+    async fn open(config: Config, with_egress: bool) -> Result<Self, SandboxError> {
         config.validate()?;
         let engine = Engine::connect(&config).await?;
         let mut warnings = Vec::new();
@@ -94,6 +104,7 @@ impl DockerSandbox {
             })
             .ok();
         let egress = match config.egress.mode {
+            _ if !with_egress => None,
             net::Mode::None => None,
             net::Mode::Public => match Egress::start(&config.egress, &config.instance).await.map_err(|e| egress_failed(&e))? {
                 net::Start::Running(egress, weak) => {
