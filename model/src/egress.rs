@@ -12,7 +12,7 @@ const NETWORK_PREFIX_MIN: u8 = 8;
 
 /// A tenant's policy for connections out of its containers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase", tag = "mode", deny_unknown_fields)]
+#[serde(rename_all = "lowercase", tag = "mode", try_from = "AnyEgress")]
 pub enum Egress {
     /// No network at all but loopback.
     None,
@@ -24,6 +24,36 @@ pub enum Egress {
         /// As `api.example.com:443`, `203.0.113.0/24:443`, or either without a port for all ports. At most 64.
         to: Vec<Destination>,
     },
+}
+
+/// As it is written, before it is known whether the parts fit one another.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnyEgress {
+    mode: Mode,
+    to: Option<Vec<Destination>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    None,
+    Public,
+    Allow,
+}
+
+impl TryFrom<AnyEgress> for Egress {
+    type Error = &'static str;
+
+    fn try_from(any: AnyEgress) -> Result<Self, Self::Error> {
+        match (any.mode, any.to) {
+            (Mode::None, None) => Ok(Self::None),
+            (Mode::Public, None) => Ok(Self::Public),
+            (Mode::Allow, Some(to)) => Ok(Self::Allow { to }),
+            (Mode::Allow, None) => Err("the mode `allow` needs `to`: what may be reached"),
+            (_, Some(_)) => Err("`to` goes with the mode `allow` only"),
+        }
+    }
 }
 
 impl Egress {

@@ -339,7 +339,11 @@ impl Shared {
         let mut state = self.state.lock().await;
         let mut policies = state.policies.clone();
         let Some(commands) = policies.set(&self.ruleset.table, address, policy) else { return Ok(()) };
-        run("nft", &["-f", "-"], Some(&commands)).await?;
+        if let Err(error) = run("nft", &["-f", "-"], Some(&commands)).await {
+            // Somebody has changed the sets meanwhile: all of it is put in place anew, in one transaction.
+            tracing::warn!(%error, "the packet filter was not as it was left; replacing it");
+            run("nft", &["-f", "-"], Some(&self.ruleset.text(&policies))).await?;
+        }
         state.policies = policies;
         Ok(())
     }
@@ -479,8 +483,8 @@ fn seed(instance: &str) -> u32 {
 /// What the names of an allow list stand for; `before` where a name does not resolve now. Sorted, because resolvers shuffle.
 async fn resolve_names(egress: &EgressPolicy, mut before: BTreeMap<String, Vec<Ipv4Addr>>) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let EgressPolicy::Allow { to } = egress else { return BTreeMap::new() };
-    let names: BTreeSet<&String> =
-        to.iter().filter_map(|d| if let Host::Name(name) = &d.host { Some(name) } else { None }).collect();
+    let names: BTreeSet<String> =
+        to.iter().filter_map(|d| if let Host::Name(name) = &d.host { Some(name.clone()) } else { None }).collect();
     let found: Vec<(String, Option<Vec<Ipv4Addr>>)> = stream::iter(names)
         .map(|name| async move {
             let looked_up = tokio::time::timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await;
@@ -488,7 +492,7 @@ async fn resolve_names(egress: &EgressPolicy, mut before: BTreeMap<String, Vec<I
                 let v4 = found.filter_map(|a| if let SocketAddr::V4(a) = a { Some(*a.ip()) } else { None });
                 v4.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
             });
-            (name.clone(), addresses)
+            (name, addresses)
         })
         .buffer_unordered(LOOK_UPS_MAX)
         .collect()

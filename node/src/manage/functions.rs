@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::{
     CodeRef, ContainerName, ContainerPath, Function, FunctionName, FunctionPath, FunctionSpec, FunctionVersion, Problem,
-    ProblemKind, Scope, Tenant, TenantLimits, TenantName, Timestamp, VersionNumber, VersionStatus, function::SealedSecret, limits,
+    ProblemKind, Scope, Tenant, TenantName, VersionNumber, VersionStatus, function::SealedSecret, limits,
 };
 use hearth_store::{NewVersion, Precondition};
 use serde::Deserialize;

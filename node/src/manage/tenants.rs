@@ -1,7 +1,7 @@
 //! `/v1/tenants`.
 
 use super::{
-    Shared,
+    Api, Shared,
     auth::Caller,
     page::{IfMatch, List, Paging, etag},
     problem::ApiError,

@@ -245,12 +245,42 @@ async fn quotas_hold_at_the_bound_and_one_past_it() {
     assert_eq!(put("main", "a", json!({ "code": "1", "memory_mb": 129 })).await.json()["field"], "memory_mb");
 }
 
+#[tokio::test]
+async fn a_class_sets_limits_that_its_tenants_cannot_exceed() {
+    let api = Api::new().await;
+    let put = |tenant: &'static str, body: Value| api.admin("PUT", tenant, Some(body));
+    let made = put("/v1/tenants/acme", json!({ "class": "small" })).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    assert_eq!((&made.json()["class"], &made.json()["limits"]["concurrency"]), (&json!("small"), &json!(5)));
+    let function = |name: &str| format!("/v1/tenants/acme/containers/main/functions/{name}");
+    assert_eq!(api.admin("PUT", &function("a"), Some(hello())).await.status, StatusCode::CREATED);
+    assert_eq!(api.admin("PUT", &function("b"), Some(hello())).await.json()["reason"], "quota-exceeded");
+    for (body, field) in [
+        (json!({ "class": "huge" }), "class"),
+        (json!({ "class": "small", "limits": {} }), "class"),
+        (json!({ "limits": { "oci_runtime": "kata" } }), "limits.oci_runtime"),
+        (json!({ "limits": { "egress": { "mode": "allow", "to": [] } } }), "limits.egress"),
+    ] {
+        let refused = put("/v1/tenants/acme", body).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (StatusCode::BAD_REQUEST, &json!(field)), "{}", refused.text);
+    }
+    let wrong = put("/v1/tenants/acme", json!({ "limits": { "egress": { "mode": "allow", "to": ["http://x"] } } })).await;
+    assert!(wrong.text.contains("api.example.com:443"), "the refusal shows what is right: {}", wrong.text);
+    let own = json!({ "limits": { "oci_runtime": "runsc", "egress": { "mode": "allow", "to": ["203.0.113.0/24:443"] } } });
+    let changed = put("/v1/tenants/acme", own).await;
+    assert_eq!(changed.json()["limits"]["egress"], json!({ "mode": "allow", "to": ["203.0.113.0/24:443"] }));
+    assert_eq!(changed.json()["class"], Value::Null);
+    let usage = api.admin("GET", "/v1/tenants/acme/usage", None).await.json();
+    assert_eq!((&usage["requests"], &usage["builds"]), (&json!(0), &json!(0)));
+}
+
 /// What each route needs: the least scope, or `admin` for operators only. A route without a line here fails the matrix.
 fn needs(method: &str, path: &str) -> Option<&'static str> {
     Some(match (method, path) {
         ("GET", "/v1/tenants") => "read",
         ("GET", "/v1/tenants/{tenant}") => "read",
         ("PUT" | "DELETE", "/v1/tenants/{tenant}") => "admin",
+        ("GET", "/v1/tenants/{tenant}/usage") => "read",
         ("GET", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "read",
         ("PUT" | "DELETE" | "POST", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "write",
         ("GET", "/v1/modules" | "/v1/modules/{module}") => "read",
