@@ -3,11 +3,11 @@
 
 use super::{
     Handler, StartError,
-    container::LiveContainer,
+    container::{LiveContainer, Made},
     control::{Control, parse_loaded},
     pool,
 };
-use hearth_model::{ContainerPath, FunctionName, VersionNumber};
+use hearth_model::{ContainerPath, FunctionName};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -29,7 +29,9 @@ pub(super) struct Persisted {
     memory_mb: u64,
     control_secret: String,
     /// Versions that serve; the runtime may hold replaced ones beside them.
-    loaded: Vec<(FunctionName, VersionNumber)>,
+    loaded: Vec<(FunctionName, Made)>,
+    /// Every version that was ever loaded.
+    known: Vec<(FunctionName, Made)>,
 }
 
 impl Persisted {
@@ -39,7 +41,8 @@ impl Persisted {
             path: container.path().clone(),
             memory_mb: container.memory_mb,
             control_secret: container.control.secret.clone(),
-            loaded: container.loaded().iter().map(|(f, v)| (f.clone(), *v)).collect(),
+            loaded: container.loaded().iter().map(|(f, made)| (f.clone(), *made)).collect(),
+            known: container.known(),
         }
     }
 
@@ -88,8 +91,11 @@ impl Handler {
             taken.push(slot.number);
             let container = LiveContainer::new(persisted.path, running, slot, control, persisted.memory_mb, self.now_ms());
             let alive: Vec<_> = loaded.iter().filter_map(|text| parse_loaded(text)).collect();
-            for (function, version) in persisted.loaded.iter().filter(|l| alive.contains(l)) {
-                container.note_loaded(function, *version);
+            for (function, made) in &persisted.known {
+                container.expect(function, *made);
+            }
+            for (function, made) in persisted.loaded.iter().filter(|(f, (v, _))| alive.contains(&(f.clone(), *v))) {
+                container.note_loaded(function, *made);
             }
             self.take_over(&container);
             self.counters.adopted.fetch_add(1, Relaxed);
@@ -112,6 +118,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hearth_model::{Timestamp, VersionNumber};
 
     #[test]
     fn what_is_written_is_read_again_and_belongs_to_the_owner_alone() {
@@ -122,7 +129,8 @@ mod tests {
             path: "acme/main".parse().unwrap(),
             memory_mb: 256,
             control_secret: "s".into(),
-            loaded: vec![("hello".parse().unwrap(), VersionNumber(3))],
+            loaded: vec![("hello".parse().unwrap(), (VersionNumber(3), Timestamp(7)))],
+            known: vec![("hello".parse().unwrap(), (VersionNumber(2), Timestamp(6)))],
         };
         state.write(&file).unwrap();
         state.write(&file).unwrap();

@@ -160,6 +160,21 @@ async fn preconditions_guard_every_change() {
 }
 
 #[tokio::test]
+async fn a_refused_call_changes_nothing_beside_its_function_either() {
+    let api = Api::new().await;
+    let refused = api.admin("PUT", FUNCTION, Some(json!({ "code": "1", "memory_mb": 1 }))).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let stale = api.call(Some(&api.admin), "PUT", FUNCTION, &[("if-match", "\"7\"")], Some(hello())).await;
+    assert_eq!(stale.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(api.admin("GET", "/v1/tenants/acme", None).await.status, StatusCode::NOT_FOUND, "no tenant was made on the way");
+    api.admin("PUT", FUNCTION, Some(hello())).await;
+    let bigger = json!({ "code": "module.exports = cb => cb()", "memory_mb": 512 });
+    let stale = api.call(Some(&api.admin), "PUT", FUNCTION, &[("if-match", "\"7\"")], Some(bigger)).await;
+    assert_eq!(stale.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(api.admin("GET", "/v1/tenants/acme/containers/main", None).await.json()["memory_mb"], 256, "the container is as it was");
+}
+
+#[tokio::test]
 async fn bad_input_is_refused_by_field_and_leaves_nothing() {
     let api = Api::new().await;
     let cases = [

@@ -97,6 +97,7 @@ async fn while_docker_stalls_warm_requests_go_on_and_cold_ones_are_refused_quick
         .set("docker__socket", gate.path().display())
         .set("docker__call_timeout", "2s")
         .set("docker__create_timeout", "2s")
+        .set("node__handler__pool_max", 1)
         .set("node__handler__claim_timeout", "3s");
     let hearth = Hearth::with(options).await;
     hearth.deploy_code("acme/warm/f", "module.exports = cb => cb(null, { ok: 1 });").await;
