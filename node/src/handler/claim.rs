@@ -52,7 +52,7 @@ impl Handler {
             }
             None => {
                 self.counters.claims_created.fetch_add(1, Relaxed);
-                pool::create(&self, servable.container.node).await?
+                pool::take_when_ready(&self, servable.container.node, &wanted).await?
             }
         };
         let memory_mb = servable.container.memory_mb;

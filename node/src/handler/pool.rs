@@ -44,6 +44,8 @@ pub(super) struct Pool {
     creating: AtomicUsize,
     target: AtomicUsize,
     changed: Notify,
+    /// Told to all claims that wait when a container has come.
+    arrived: Notify,
     /// Claims since the last look.
     claimed: AtomicUsize,
     /// Creations on demand and by refill together.
@@ -57,6 +59,7 @@ impl Pool {
             creating: AtomicUsize::new(0),
             target: AtomicUsize::new(config.pool_size),
             changed: Notify::new(),
+            arrived: Notify::new(),
             claimed: AtomicUsize::new(0),
             permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
         }
@@ -100,16 +103,84 @@ impl Pool {
 }
 
 /// Removes a container that has no tenant, with its mounts and its files.
-pub(super) async fn discard(handler: &Handler, running: Running, slot: Slot) {
+pub(super) async fn discard(handler: &Arc<Handler>, running: Running, slot: Slot) {
     if let Err(error) = handler.deps.sandbox.destroy(&running.id).await {
         tracing::warn!(slot = slot.number, %error, "a container could not be removed; its slot stays in use until it is");
-        std::mem::forget(slot);
+        let handler = Arc::clone(handler);
+        handler.clone().tasks.spawn(async move {
+            let mut wait = RETRY_AFTER.0;
+            while handler.deps.sandbox.destroy(&running.id).await.is_err() {
+                tokio::select! {
+                    // The next process finds it by its label, and removes it.
+                    () = handler.leaving.cancelled() => return std::mem::forget(slot),
+                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_AFTER.1),
+                }
+            }
+            free(&handler, slot).await;
+        });
         return;
     }
+    free(handler, slot).await;
+}
+
+/// Gives a slot back whose container is gone for certain.
+async fn free(handler: &Handler, slot: Slot) {
     handler.deps.modules.detach_slot(slot.number, &slot.tree()).await;
     if let Err(error) = slot.clear() {
         tracing::warn!(slot = slot.number, %error, "a slot's files could not be removed");
     }
+}
+
+/// For a claim that found the pool empty: makes one more container, and gives the claim the one that is ready first, be it another
+/// that was begun before.
+pub(super) async fn take_when_ready(
+    handler: &Arc<Handler>,
+    node: NodeVersion,
+    wanted: &BTreeSet<BuildKey>,
+) -> Result<Waiting, AcquireError> {
+    let pool = &handler.pool;
+    loop {
+        // In a task of its own, since it goes on when another container comes first.
+        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node), &handler.runtime);
+        loop {
+            let arrived = pool.arrived.notified();
+            tokio::pin!(arrived);
+            // From here on no arrival is missed.
+            arrived.as_mut().enable();
+            if let Some(taken) = pool.take(node, wanted) {
+                return Ok(taken);
+            }
+            tokio::select! {
+                made = &mut making => match made {
+                    Ok(Ok(())) => match pool.take(node, wanted) {
+                        Some(taken) => return Ok(taken),
+                        // Another claim was quicker; its own container may come to nothing, so this one makes another.
+                        None => break,
+                    },
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => return Err(AcquireError::NoCapacity { detail: "making a container failed".into() }),
+                },
+                () = arrived => {}
+            }
+        }
+    }
+}
+
+async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
+    handler.pool.creating.fetch_add(1, Relaxed);
+    let made = create(&handler, node).await;
+    handler.pool.creating.fetch_sub(1, Relaxed);
+    add(&handler, made?).await;
+    Ok(())
+}
+
+/// Puts a container into the pool, or away when this node is leaving and nobody would come for it.
+async fn add(handler: &Arc<Handler>, waiting: Waiting) {
+    if handler.leaving.is_cancelled() {
+        return discard(handler, waiting.running, waiting.slot).await;
+    }
+    handler.pool.waiting.lock().push(waiting);
+    handler.pool.arrived.notify_waiters();
 }
 
 /// Creates one container and waits until its runtime is ready.
@@ -260,7 +331,7 @@ async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -
         return true;
     }
     handler.counters.refills.fetch_add(1, Relaxed);
-    handler.pool.waiting.lock().push(waiting);
+    add(handler, waiting).await;
     true
 }
 
