@@ -211,7 +211,10 @@ impl Inner {
         let ours = labels.and_then(|l| l.get(LABEL_INSTANCE)) == Some(&self.config.instance);
         let id = inspected.id.unwrap_or_default();
         if !ours || self.state.lock().known.contains_key(&id) {
-            return Err(SandboxError::Failed { call: "create container", detail: format!("the name {name} is in use by container {id}") });
+            return Err(SandboxError::Failed {
+                call: "create container",
+                detail: format!("the name {name} is in use by container {id}"),
+            });
         }
         tracing::info!(container = id, name, "removing a container whose creation was given up");
         self.remove(&id).await

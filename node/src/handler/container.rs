@@ -2,7 +2,9 @@
 
 use super::{AcquireError, control::Control, slot::Slot};
 use arc_swap::ArcSwap;
-use hearth_model::{ContainerPath, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion, protocol::paths};
+use hearth_model::{
+    ContainerPath, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion, protocol::paths,
+};
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
 use parking_lot::{Mutex, RwLock};

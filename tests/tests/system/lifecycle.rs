@@ -128,7 +128,7 @@ async fn without_docker_the_start_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_are_on_a_listener_of_their_own() {
-    let hearth = Hearth::start().await;
+    let hearth = Hearth::with(Options::default().set("node__handler__pool_max", 2)).await;
     hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
     hearth.get("acme/main/f").await.expect(200);
     let ops = async |path: &str| {
