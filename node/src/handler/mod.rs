@@ -376,7 +376,8 @@ impl Handler {
             }
         }
         self.tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+        // A container that is being made now is removed when it is there; on a busy machine that takes a while.
+        let _ = tokio::time::timeout(self.config.start_timeout, self.tasks.wait()).await;
     }
 
     fn now_ms(&self) -> u64 {

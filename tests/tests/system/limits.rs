@@ -109,6 +109,7 @@ async fn a_websocket_carries_messages_both_ways() {
         module.exports.upgrade = (req, socket) => {
           const accept = createHash('sha1').update(req.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64');
           socket.write(`HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ${accept}\r\n\r\n`);
+          socket.on("end", () => socket.end());
           socket.on('data', (frame) => {
             const text = frame.subarray(6).map((byte, i) => byte ^ frame[2 + (i % 4)]).toString();
             const answer = Buffer.from(`${text} ${req.url}`);
