@@ -23,7 +23,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bollard::{
-    models::ContainerInspectResponse,
+    models::{ContainerCreateBody, ContainerInspectResponse},
     query_parameters::{
         CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
         StartContainerOptions,
@@ -171,10 +171,19 @@ impl Inner {
         let body = options::container(&self.config, spec, slot_dir::is_root())?;
         self.prepare(spec).await?;
         let image = body.image.clone().unwrap_or_default();
-        let docker = self.engine.docker();
-        let named = CreateContainerOptionsBuilder::default().name(&options::name(&self.config, spec.slot)).build();
-        let id = match self.engine.slow("create container", docker.create_container(Some(named), body)).await {
-            Ok(created) => created.id,
+        let name = options::name(&self.config, spec.slot);
+        let id = match self.make(&name, &body).await {
+            Err(SandboxError::Failed { detail, .. }) if detail.contains("is already in use by container") => {
+                // A creation that was given up while the engine stalled, and that the engine has finished since.
+                match self.remove_leftover(&name).await {
+                    Ok(()) => self.make(&name, &body).await,
+                    Err(error) => Err(error),
+                }
+            }
+            made => made,
+        };
+        let id = match id {
+            Ok(id) => id,
             Err(error) => {
                 let _ = slot_dir::release(&spec.slot_dir.join("run"));
                 return Err(error);
@@ -194,6 +203,32 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    async fn make(&self, name: &str, body: &ContainerCreateBody) -> Result<String, SandboxError> {
+        let named = CreateContainerOptionsBuilder::default().name(name).build();
+        let made = self.engine.docker().create_container(Some(named), body.clone());
+        Ok(self.engine.slow("create container", made).await?.id)
+    }
+
+    /// Removes the container that has this name, if it is this instance's and nobody here knows of it.
+    async fn remove_leftover(&self, name: &str) -> Result<(), SandboxError> {
+        let inspected = match self.inspect(name).await {
+            Ok(inspected) => inspected,
+            Err(SandboxError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let labels = inspected.config.as_ref().and_then(|c| c.labels.as_ref());
+        let ours = labels.and_then(|l| l.get(LABEL_INSTANCE)) == Some(&self.config.instance);
+        let id = inspected.id.unwrap_or_default();
+        if !ours || self.state.lock().known.contains_key(&id) {
+            return Err(SandboxError::Failed {
+                call: "create container",
+                detail: format!("the name {name} is in use by container {id}"),
+            });
+        }
+        tracing::info!(container = id, name, "removing a container whose creation was given up");
+        self.remove(&id).await
     }
 
     async fn prepare(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {

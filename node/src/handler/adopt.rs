@@ -3,11 +3,11 @@
 
 use super::{
     Handler, StartError,
-    container::{LiveContainer, Settings},
+    container::{LiveContainer, Made, Settings},
     control::{Control, parse_loaded},
     pool,
 };
-use hearth_model::{ContainerPath, Egress, FunctionName, VersionNumber};
+use hearth_model::{ContainerPath, Egress, FunctionName};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -30,7 +30,9 @@ pub(super) struct Persisted {
     settings: Settings,
     control_secret: String,
     /// Versions that serve; the runtime may hold replaced ones beside them.
-    loaded: Vec<(FunctionName, VersionNumber)>,
+    loaded: Vec<(FunctionName, Made)>,
+    /// Every version that was ever loaded.
+    known: Vec<(FunctionName, Made)>,
 }
 
 impl Persisted {
@@ -40,7 +42,8 @@ impl Persisted {
             path: container.path().clone(),
             settings: container.settings.clone(),
             control_secret: container.control.secret.clone(),
-            loaded: container.loaded().iter().map(|(f, v)| (f.clone(), *v)).collect(),
+            loaded: container.loaded().iter().map(|(f, made)| (f.clone(), *made)).collect(),
+            known: container.known(),
         }
     }
 
@@ -97,8 +100,11 @@ impl Handler {
             taken.push(slot.number);
             let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, self.now_ms());
             let alive: Vec<_> = loaded.iter().filter_map(|text| parse_loaded(text)).collect();
-            for (function, version) in persisted.loaded.iter().filter(|l| alive.contains(l)) {
-                container.note_loaded(function, *version);
+            for (function, made) in &persisted.known {
+                container.expect(function, *made);
+            }
+            for (function, made) in persisted.loaded.iter().filter(|(f, (v, _))| alive.contains(&(f.clone(), *v))) {
+                container.note_loaded(function, *made);
             }
             self.take_over(&container);
             self.counters.adopted.fetch_add(1, Relaxed);
@@ -121,6 +127,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hearth_model::{Timestamp, VersionNumber};
 
     #[test]
     fn what_is_written_is_read_again_and_belongs_to_the_owner_alone() {
@@ -131,7 +138,8 @@ mod tests {
             path: "acme/main".parse().unwrap(),
             settings: Settings { memory_mb: 256, egress: Egress::None, oci_runtime: Some("runsc".into()) },
             control_secret: "s".into(),
-            loaded: vec![("hello".parse().unwrap(), VersionNumber(3))],
+            loaded: vec![("hello".parse().unwrap(), (VersionNumber(3), Timestamp(7)))],
+            known: vec![("hello".parse().unwrap(), (VersionNumber(2), Timestamp(6)))],
         };
         state.write(&file).unwrap();
         state.write(&file).unwrap();

@@ -58,7 +58,10 @@ impl Handler {
             }
             None => {
                 self.counters.claims_created.fetch_add(1, Relaxed);
-                pool::create(&self, servable.container.node, oci_runtime.clone()).await?
+                match oci_runtime.clone() {
+                    None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
+                    other => pool::create(&self, servable.container.node, other).await?,
+                }
             }
         };
         let memory_mb = servable.container.memory_mb;
@@ -126,10 +129,11 @@ impl Handler {
         version: &FunctionVersion,
     ) -> Result<LoadTimes, AcquireError> {
         let function = &version.path.function;
-        if container.has(function, version.version) {
+        let made = (version.version, version.created_at);
+        if container.serves(version) {
             return Ok(LoadTimes::default());
         }
-        container.expect(function);
+        container.expect(function, made);
         let began = Instant::now();
         let name = format!("f/{function}@{}", version.version);
         let tree = container.slot.tree();
@@ -171,7 +175,7 @@ impl Handler {
             Err(error) => return Err(error),
         }
         let load_ms = loading.elapsed().as_secs_f32() * 1_000.0;
-        container.note_loaded(function, version.version);
+        container.note_loaded(function, made);
         container.add_cold_cost(modules_ms + load_ms);
         if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
             tracing::warn!(container = %container.path(), %error, "what is loaded could not be noted");

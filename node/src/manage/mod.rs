@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod builds;
 mod containers;
+mod document;
 mod functions;
 mod logs;
 mod modules;
@@ -167,7 +168,7 @@ pub fn router(config: Config, deps: Deps) -> Router {
     let guard = auth::Guard::new(config.wrong_tokens_per_minute);
     let api = Arc::new(Api { config, deps, audit, guard });
     let (router, document) = routes().split_for_parts();
-    let document = Arc::new(document);
+    let document = Arc::new(document::complete(document));
     router
         .route("/v1/openapi.json", axum::routing::get(move || async move { Json((*document).clone()) }))
         .fallback(|request: Request| async move { ApiError::unknown_route().answer(request.extensions()) })
