@@ -32,6 +32,19 @@ runtime_tests() {
   done
 }
 
+# The programs that functions were written for, at the versions of the lock file, outside the tree of sources.
+oracles() {
+  local dir=$target/oracles node
+  mkdir -p "$dir"
+  if ! cmp -s runtime/oracles/package-lock.json "$dir/node_modules/.installed"; then
+    cp runtime/oracles/package.json runtime/oracles/package-lock.json "$dir/"
+    (cd "$dir" && npm ci --ignore-scripts --omit=optional --no-audit --no-fund --silent)
+    cp runtime/oracles/package-lock.json "$dir/node_modules/.installed"
+  fi
+  node=$(scripts/node.sh 24)
+  HEARTH_ORACLES=$(realpath "$dir") "$node" --no-warnings --test --test-reporter=dot runtime/oracles/*.test.js
+}
+
 step 'what is needed' scripts/setup.sh test
 step 'Docker' scripts/dockerd.sh
 # Programs and tests in one go, so that everything is compiled once, with one set of features.
@@ -41,6 +54,7 @@ if [ "${1:-}" = modules ]; then
   step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
 else
   step 'runtime' runtime_tests
+  step 'oracles' oracles
   step 'tests' cargo test --workspace --locked --no-fail-fast -- --test-threads 2
 fi
 echo '== done' >&2

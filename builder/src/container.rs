@@ -174,6 +174,7 @@ impl Builder {
             slot: slot.number,
             purpose: Purpose::Build,
             node: job.node,
+            oci_runtime: None,
             slot_dir: slot.dir.clone(),
             runtime_dir: self.program_dir.clone(),
             limits: Limits {

@@ -4,6 +4,7 @@
 mod client;
 mod compose;
 mod config;
+mod doctor;
 mod image;
 mod loadtest;
 mod runtime_files;
@@ -47,6 +48,8 @@ enum Command {
     Node(Flags),
     /// Run one builder (npm modules) on configured backends.
     Builder(Flags),
+    /// Check whether this machine is fit to run untrusted code; ends with 1 where it is not.
+    Doctor(doctor::Args),
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
     Loadtest(Box<hearth_loadtest::Args>),
@@ -65,7 +68,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let layer = match cli.log_format {
-        LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_target(false).boxed(),
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours).boxed()
+        }
         LogFormat::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
@@ -85,6 +91,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Up(flags) => compose::run(config::load(flags, config::Role::Up)?).await.map(|()| ExitCode::SUCCESS),
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Loadtest(args) => loadtest::run(*args).await,
             Command::Client(command) => command.run().await,

@@ -10,7 +10,7 @@ mod http;
 mod socket_gate;
 
 pub use docker::{Container, Docker};
-pub use hearth::{Hearth, Options};
+pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};
 pub use socket_gate::SocketGate;
 

@@ -106,6 +106,18 @@ fn the_map_names_every_folder() {
 }
 
 #[test]
+fn links_between_pages_lead_somewhere() {
+    for file in with_extension(&files(), "md") {
+        let page = text(file);
+        let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|t| !t.contains("://") && !t.starts_with('#')) {
+            let path = root().join(file.parent().unwrap()).join(target.split('#').next().unwrap_or_default());
+            assert!(path.exists(), "{} links to {target}, which does not exist", file.display());
+        }
+    }
+}
+
+#[test]
 fn each_promise_names_its_command() {
     let readme = text(Path::new("README.md"));
     for command in ["make up", "make test", "make bench", "make test-modules"] {

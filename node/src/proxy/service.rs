@@ -144,7 +144,11 @@ async fn invoke(
     let permit = gate.admit().map_err(refused)?;
     let client = headers::client_ip(request.headers(), peer.ip(), worker.shared.config.trust_forwarded_for);
     let call = Call { servable, version, request_id, prefix_bytes, client, began };
-    forward_call(&worker, call, permit, request).await
+    let answered = forward_call(&worker, call, permit, request).await;
+    if let Err(failure) = &answered {
+        gate.usage().failed(failure.kind.fault());
+    }
+    answered
 }
 
 fn not_found() -> Failure {

@@ -39,12 +39,7 @@ pub(super) fn get_all<T: DeserializeOwned>(db: &Connection, noun: &str, sql: &st
 }
 
 pub(super) fn check(what: &str, precondition: Precondition, actual: Option<u64>) -> Result<(), Failure> {
-    let holds = match precondition {
-        Precondition::None => true,
-        Precondition::Absent => actual.is_none(),
-        Precondition::Generation(wanted) => actual == Some(wanted),
-    };
-    if holds { Ok(()) } else { Err(StoreError::Precondition { what: what.to_owned(), actual }.into()) }
+    Ok(precondition.check(what, actual)?)
 }
 
 pub(super) fn not_found(what: impl Into<String>) -> Failure {

@@ -3,4 +3,5 @@
 mod abuse;
 mod journey;
 mod lifecycle;
+mod limits;
 mod modules;
