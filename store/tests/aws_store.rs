@@ -323,6 +323,12 @@ async fn secrets_under_kms_open_only_in_their_place() {
     assert_eq!(keyring.open(&a, "KEY", &sealed).await.unwrap().as_str(), "canary");
     assert!(matches!(keyring.open(&b, "KEY", &sealed).await, Err(KeyringError::Refused { .. })), "another tenant");
     assert!(keyring.open(&a, "OTHER", &sealed).await.is_err(), "another name");
+    let second = keyring.seal(&a, "SECOND", "too").await.unwrap();
+    assert_eq!(keyring.open(&a, "SECOND", &second).await.unwrap().as_str(), "too");
+    let calls = connector.stats().snapshot();
+    let sent = |call: &str| calls.iter().find(|(_, c, _)| *c == call).unwrap().2.sent;
+    // One at the start, one for both secrets of the function; one opened, one refused.
+    assert_eq!((sent("GenerateDataKey"), sent("Decrypt")), (2, 2), "secrets of a function share a data key");
     let missing = KmsKeyring::open(&connector, &place(), "alias/nobody").await.err().unwrap().to_string();
     assert!(missing.contains("alias/nobody") && missing.contains("GenerateDataKey"), "{missing}");
 }
