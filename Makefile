@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 
-.PHONY: help up down image test test-modules check fmt bench promises clean
+.PHONY: help up up-aws down image test test-modules check fmt bench promises clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,14 @@ up: ## Install what is missing, build, start; DETACH=1 in the background, ARGS='
 	@cargo build --release --locked --package hearth-cli
 	@$(HEARTH) image >/dev/null
 	@exec scripts/up.sh $(HEARTH) --data-dir $(DATA_DIR) $(ARGS)
+
+up-aws: ## Like a cluster's state on one machine: a stand-in for AWS, two nodes and a builder as processes of their own
+	@scripts/setup.sh up
+	@scripts/setup.sh aws
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli
+	@$(HEARTH) image >/dev/null
+	@exec scripts/up-aws.sh $(HEARTH) $(DATA_DIR)-aws
 
 down: ## Stop what `make up DETACH=1` has started
 	@scripts/down.sh $(DATA_DIR)

@@ -107,15 +107,23 @@ ensure() {
   done
 }
 
+has_moto() { command -v "$1" >/dev/null && "$1" -c 'import moto.server' 2>/dev/null; }
+
 # In a virtual environment, which no other program of this machine sees.
 ensure_aws() {
-  command -v moto_server >/dev/null && return
-  [ -x target/aws-stand-in/bin/moto_server ] && return
-  python3 -c 'import ensurepip, venv' 2>/dev/null || ensure '@/usr/share/doc/python3-venv|python3-venv|makes virtual environments'
+  has_moto target/aws-stand-in/bin/python && return
+  has_moto python3 && return
+  if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    say 'missing: python3-venv (makes virtual environments)'
+    is_debian || fail 'this machine has no apt: install venv and pip for Python, then run this again'
+    [ "$(id -u)" = 0 ] || fail 'this needs root: sudo apt-get install python3-venv'
+    install python3-venv
+  fi
   say 'installing the stand-in for AWS services (moto) into target/aws-stand-in'
   mkdir -p target
   python3 -m venv target/aws-stand-in
   target/aws-stand-in/bin/pip install --quiet 'moto[server]>=5.1,<6'
+  has_moto target/aws-stand-in/bin/python || fail 'the stand-in for AWS services does not load after its installation'
 }
 
 if ! command -v cargo >/dev/null; then

@@ -16,9 +16,16 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(builder: Arc<Builder>, worker: usize) {
     while !builder.leaving.is_cancelled() {
+        let mut receive = builder.deps.queue.receive(RECEIVE_WAIT, builder.config.visibility);
         let received = tokio::select! {
-            () = builder.leaving.cancelled() => return,
-            received = builder.deps.queue.receive(RECEIVE_WAIT, builder.config.visibility) => received,
+            received = &mut receive => received,
+            () = builder.leaving.cancelled() => {
+                // A call that is dropped may still be given a job, which nobody would see until its time-out.
+                if let Ok(Some(delivery)) = receive.await {
+                    hand_back(&builder, &delivery, Duration::ZERO).await;
+                }
+                return;
+            }
         };
         match received {
             Ok(Some(delivery)) => handle(&builder, &delivery, worker).await,
@@ -33,7 +40,7 @@ pub(crate) async fn run(builder: Arc<Builder>, worker: usize) {
 
 async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
     let job = &delivery.job;
-    let record = match take(builder, job).await {
+    let record = match take(builder, delivery).await {
         Ok(Some(record)) => record,
         // Done already, or nobody wants it: the job has served its purpose.
         Ok(None) => return settle_job(builder, delivery).await,
@@ -61,11 +68,14 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
 }
 
 /// Takes the record for this worker: one more attempt, a higher epoch. None when there is nothing to do.
-async fn take(builder: &Builder, job: &BuildJob) -> Result<Option<ModuleRecord>, String> {
-    let functions = &builder.deps.functions;
+async fn take(builder: &Builder, delivery: &Delivery) -> Result<Option<ModuleRecord>, String> {
+    let (functions, job) = (&builder.deps.functions, &delivery.job);
     loop {
         let Some(found) = functions.get_module(&job.key).await.map_err(|e| e.to_string())? else { return Ok(None) };
         match &found.state {
+            // A message that nobody has had before finds somebody at work: it is a second one for the same build, since a queue may double
+            // what it is given. The first one comes again if that worker dies.
+            BuildState::Building { .. } if delivery.attempt <= 1 => return Ok(None),
             BuildState::Ready { .. } => return Ok(None),
             BuildState::Failed { retry_at: None, .. } => return Ok(None),
             // The queue has given the job to us: whoever had it is gone, or slower than it said.
@@ -116,7 +126,9 @@ async fn finish(builder: &Builder, delivery: &Delivery, mine: ModuleRecord, outc
     }
     // The epoch decides: a worker that was taken for dead must not undo what the next one did.
     match builder.deps.functions.put_module(record.clone(), Some(&mine)).await {
-        Ok(true) => {}
+        Ok(true) => {
+            tracing::debug!(module = %job.spec, epoch = record.epoch, ready = retry.is_none(), "the build's record is durable")
+        }
         Ok(false) => {
             tracing::warn!(module = %job.spec, "another worker has settled this build; dropping what this one made");
             return;

@@ -36,6 +36,13 @@ pub struct Flags {
     announce: Option<PathBuf>,
 }
 
+impl Flags {
+    /// Only a file, if any.
+    pub fn of_file(config: Option<PathBuf>) -> Self {
+        Self { config, ..Self::default() }
+    }
+}
+
 /// Which parts run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -141,6 +148,9 @@ fn check(settings: &Settings) -> Result<()> {
         bail!("node.handler.freeze_after is longer than destroy_after: containers would be destroyed before they are frozen");
     }
     settings.docker.validate().context("section docker")?;
+    if let Some(store) = &settings.store {
+        store.validate()?;
+    }
     Ok(())
 }
 

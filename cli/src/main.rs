@@ -1,6 +1,7 @@
 //! `hearth`: every role and the client commands in one binary. This file says what there is; `compose` builds a role out of its parts,
 //! `client` speaks to a running one.
 
+mod admin;
 mod client;
 mod compose;
 mod config;
@@ -53,6 +54,9 @@ enum Command {
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
     Loadtest(Box<hearth_loadtest::Args>),
+    /// Work on the backends themselves: resources for development, the first token.
+    #[command(subcommand)]
+    Admin(admin::Command),
     #[command(flatten)]
     Client(client::Command),
 }
@@ -94,6 +98,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Doctor(args) => doctor::run(args).await,
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Loadtest(args) => loadtest::run(*args).await,
+            Command::Admin(command) => command.run().await.map(|()| ExitCode::SUCCESS),
             Command::Client(command) => command.run().await,
         }
     });

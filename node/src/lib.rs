@@ -1,6 +1,7 @@
 //! One VM: the proxy that takes HTTP, the management API, the container handler with its pool, the module cache. It imports no
 //! other role; it meets them in the store and over the wire.
 
+mod calls;
 pub mod catalog;
 pub mod config;
 pub mod handler;
@@ -123,6 +124,7 @@ impl Node {
         let leaving = CancellationToken::new();
         let mut metrics_registry = MetricsRegistry::with_prefix("hearth");
         let metrics = Arc::new(proxy::Metrics::register(&mut metrics_registry));
+        metrics_registry.register_collector(Box::new(calls::Calls(Arc::clone(&stores.calls))));
         let status = Arc::new(status::Source::new(Arc::clone(&handler), Arc::clone(&modules), Arc::clone(&catalog), description));
         let manage = manage::router(
             config.manage,

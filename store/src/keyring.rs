@@ -38,6 +38,16 @@ pub enum KeyringError {
         /// The key.
         key_id: String,
     },
+    /// The service that holds the keys did not answer, or refused.
+    #[error("{call} on {resource}: {detail}")]
+    Unavailable {
+        /// The call that failed.
+        call: &'static str,
+        /// Which key.
+        resource: String,
+        /// The service's words, and what to do.
+        detail: String,
+    },
     /// Altered, or moved here from elsewhere.
     #[error("secret {name} of {path} does not open: it was altered or belongs elsewhere")]
     Refused {
@@ -84,6 +94,21 @@ impl FileKeyring {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(fail(e.to_string())),
         }
+        Self::open_existing(path)
+    }
+
+    /// Reads the file, which must be there: where several nodes share their records, a fresh key on one of them would seal secrets that the
+    /// others cannot open.
+    ///
+    /// # Errors
+    /// [`KeyringError::KeyFile`], as for [`FileKeyring::open_or_create`].
+    pub fn open_existing(path: &Path) -> Result<Self, KeyringError> {
+        let fail = |detail: String| KeyringError::KeyFile { path: path.display().to_string(), detail };
+        if !path.exists() {
+            return Err(fail(
+                "there is no such file: copy it from another node, or let `hearth admin init-aws` make the first one; or use store.keys.backend = \"kms\"".into(),
+            ));
+        }
         let mode = fs::metadata(path).map_err(|e| fail(e.to_string()))?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(fail(format!("its mode is {mode:o}, so that others may read it: chmod 600 it")));
@@ -117,7 +142,7 @@ impl FileKeyring {
 }
 
 /// Length-prefixed, so that no two places have the same associated data.
-fn associated_data(path: &FunctionPath, name: &str) -> Vec<u8> {
+pub(crate) fn associated_data(path: &FunctionPath, name: &str) -> Vec<u8> {
     let mut data = b"hearth-secret-1".to_vec();
     for part in [path.tenant.as_str(), path.container.as_str(), path.function.as_str(), name] {
         data.extend((part.len() as u64).to_be_bytes());

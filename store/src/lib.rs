@@ -4,6 +4,7 @@
 //! containers or npm.
 
 pub mod artifact;
+pub mod aws;
 pub mod config;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -12,11 +13,12 @@ pub mod directory;
 mod embedded_tests;
 pub mod function;
 pub mod keyring;
+mod paging;
 pub mod queue;
 pub mod sqlite;
 
 pub use artifact::{ArtifactError, ArtifactStore, Put};
-pub use config::{Config, OpenError, Stores, open};
+pub use config::{Config, OpenError, Stores, open, open_over};
 pub use function::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError};
 pub use keyring::{Keyring, KeyringError};
 pub use queue::{BuildJob, BuildQueue, Delivery, QueueError};

@@ -4,11 +4,13 @@
 // It speaks to whoever runs the tests.
 #![allow(clippy::print_stderr)]
 
+mod aws;
 mod docker;
 mod hearth;
 mod http;
 mod socket_gate;
 
+pub use aws::{AwsWorld, Process, Role};
 pub use docker::{Container, Docker};
 pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};

@@ -11,8 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How often a waiting call looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How soon a waiting call looks again; the pause grows, since each look reads the store.
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_millis(500);
 
 const FAILURE_KEPT: Duration = Duration::from_secs(hearth_model::limits::BUILD_FAILURE_KEPT_S);
 
@@ -158,6 +159,7 @@ impl Api {
         wait: Duration,
     ) -> Result<(Function, FunctionVersion), ApiError> {
         let until = tokio::time::Instant::now() + wait;
+        let mut pause = LOOK_FIRST;
         loop {
             let (function, current) = self.current(path, version).await?;
             if current.status != VersionStatus::Building || tokio::time::Instant::now() >= until {
@@ -166,7 +168,8 @@ impl Api {
                 }
                 return Ok((function, current));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(LOOK_MAX);
         }
     }
 }

@@ -159,7 +159,10 @@ impl From<QueueError> for ApiError {
 
 impl From<KeyringError> for ApiError {
     fn from(error: KeyringError) -> Self {
-        Self::internal(error.to_string())
+        match error {
+            KeyringError::Unavailable { .. } => Self::unavailable("the key service", error.to_string()),
+            _ => Self::internal(error.to_string()),
+        }
     }
 }
 

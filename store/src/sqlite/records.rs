@@ -1,9 +1,9 @@
 //! Small steps shared by the record calls: documents in and out, preconditions, cursors.
 
 use super::db::Failure;
-use crate::{Page, Precondition, StoreError};
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hearth_model::{Timestamp, limits};
+pub(super) use crate::paging::{after, page};
+use crate::{Precondition, StoreError, paging};
+use hearth_model::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::SystemTime;
@@ -46,24 +46,9 @@ pub(super) fn not_found(what: impl Into<String>) -> Failure {
     StoreError::NotFound { what: what.into() }.into()
 }
 
-/// The key after which a page starts; the empty text comes before all names.
-pub(super) fn after(cursor: Option<&str>) -> Result<String, StoreError> {
-    let Some(cursor) = cursor else { return Ok(String::new()) };
-    let bad = || StoreError::BadCursor { cursor: cursor.chars().take(80).collect() };
-    String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?).map_err(|_| bad())
-}
-
-/// Cuts a list of up to `limit + 1` things into a page.
-pub(super) fn page<T>(mut items: Vec<T>, limit: usize, key: impl Fn(&T) -> String) -> Page<T> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = if more { items.last().map(|last| URL_SAFE_NO_PAD.encode(key(last))) } else { None };
-    Page { items, next }
-}
-
 /// One more than asked for, to see whether there is a next page.
 pub(super) fn fetch_count(limit: usize) -> (usize, i64) {
-    let limit = limit.clamp(1, limits::PAGE_MAX);
+    let limit = paging::limit(limit);
     (limit, i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1)
 }
 

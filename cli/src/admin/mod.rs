@@ -1,0 +1,58 @@
+//! `hearth admin`: what an operator does on the backends themselves, without a running Hearth.
+
+mod aws;
+
+use crate::config::{self, Flags, Role, Settings};
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// Work on the backends.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make table, bucket and queues for development, as the configuration names them; refused where one exists.
+    InitAws(aws::InitArgs),
+    /// Make an operator's token directly in the store, as for the first login to a cluster.
+    Token(TokenArgs),
+}
+
+/// Where the configuration is.
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// Configuration file (TOML); the environment (HEARTH_SECTION__KEY) goes over it.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    fn load(self) -> Result<Settings> {
+        Ok(config::load(Flags::of_file(self.config), Role::Node)?.settings)
+    }
+}
+
+#[derive(Args)]
+pub struct TokenArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where the token is written (mode 0600). When the file is there, its token is only checked.
+    #[arg(long)]
+    file: PathBuf,
+}
+
+impl Command {
+    /// Does it.
+    pub async fn run(self) -> Result<()> {
+        match self {
+            Self::InitAws(args) => aws::init(args).await,
+            Self::Token(args) => token(args.config.load()?, &args.file).await,
+        }
+    }
+}
+
+async fn token(settings: Settings, file: &std::path::Path) -> Result<()> {
+    let store = settings.store.unwrap_or_else(|| hearth_store::Config::embedded(&settings.data_dir));
+    let stores = hearth_store::open(&store).await.context("opening the store")?;
+    hearth_node::manage::bootstrap_admin_token(&*stores.functions, file).await?;
+    eprintln!("admin token in {}", file.display());
+    Ok(())
+}
