@@ -5,8 +5,9 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
+CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down image test test-modules check fmt bench promises clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench promises clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,18 @@ up-aws: ## Like a cluster's state on one machine: a stand-in for AWS, two nodes 
 
 down: ## Stop what `make up DETACH=1` has started
 	@scripts/down.sh $(DATA_DIR)
+
+up-cluster: ## Start etcd, an AWS stand-in, two routers, three nodes and a builder on this machine, to play with
+	@scripts/setup.sh up
+	@scripts/setup.sh etcd
+	@scripts/setup.sh aws
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli
+	@$(HEARTH) image >/dev/null
+	@scripts/cluster.sh up $(CLUSTER_DIR) $(HEARTH)
+
+down-cluster: ## Stop what `make up-cluster` has started
+	@scripts/cluster.sh down $(CLUSTER_DIR)
 
 image: ## Make the container images, or say that they are there
 	@scripts/setup.sh up

@@ -27,12 +27,12 @@ UP=(
   'openssl|openssl|checks what goes into the container image'
   '@/etc/ssl/certs/ca-certificates.crt|ca-certificates|trusts the registry'
 )
-TEST=("${UP[@]}" 'ip|iproute2|makes network namespaces in tests')
+ETCD=('etcd|etcd-server|coordinates the nodes of a cluster' 'etcdctl|etcd-client|looks into etcd')
+TEST=("${UP[@]}" "${ETCD[@]}" 'ip|iproute2|makes network namespaces in tests')
 BENCH=(
   "${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with' 'h2load|nghttp2-client|another one'
   'taskset|util-linux|gives generator and server a core each'
 )
-ETCD=('etcd|etcd-server|coordinates the nodes of a cluster')
 
 has() {
   case "$1" in
@@ -134,7 +134,10 @@ if ! command -v python3 >/dev/null; then
 fi
 case "${1:-}" in
   up) ensure "${UP[@]}" ;;
-  test) ensure "${TEST[@]}" ;;
+  test)
+    ensure "${TEST[@]}"
+    ensure_aws
+    ;;
   bench) ensure "${BENCH[@]}" ;;
   etcd) ensure "${ETCD[@]}" ;;
   aws) ensure_aws ;;

@@ -2,27 +2,63 @@
 
 use crate::{
     config::{Config, Role, Settings},
+    coordination::Coordination,
     doctor, runtime_files,
 };
 use anyhow::{Context, Result, bail};
 use hearth_builder::Builder;
+use hearth_model::FunctionPath;
 use hearth_node::{Node, manage};
+use hearth_placement::{ChangeNotice, Notices};
 use hearth_registry::Registry;
+use hearth_router::Router;
 use hearth_sandbox::{Purpose, Sandbox, docker::DockerSandbox, image};
 use std::{
     fs::{self, File},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Runs the role until it is told to leave.
 pub async fn run(config: Config) -> Result<()> {
-    let settings = config.settings;
     raise_descriptor_limit();
-    let data_dir = prepare_data_dir(&settings.data_dir)?;
+    let data_dir = prepare_data_dir(&config.settings.data_dir)?;
     let _lock = lock(&data_dir)?;
+    let coordination = Coordination::start(&config.settings, &data_dir, config.role).await?;
+    match config.role {
+        Role::Router => route(config, coordination).await,
+        Role::Up | Role::Node | Role::Builder => work(config, coordination, data_dir).await,
+    }
+}
+
+/// A router; the one of them that is elected plans where containers go.
+async fn route(config: Config, coordination: Coordination) -> Result<()> {
+    let settings = config.settings;
+    let deps = hearth_router::Deps { table: Arc::clone(&coordination.table) };
+    let router = Router::start(settings.router.clone(), deps).await.context("starting the router")?;
+    let planning = CancellationToken::new();
+    let planner = tokio::spawn(coordination.plan(&settings, planning.clone()));
+    announce(&config.announce, router.addr(), router.ops_addr(), serde_json::json!({}))?;
+    wait_for_signal().await?;
+    tracing::info!("leaving; a second signal ends this at once");
+    let leave = async {
+        planning.cancel();
+        router.shutdown(settings.grace).await;
+        let _ = planner.await;
+    };
+    tokio::select! {
+        () = leave => Ok(()),
+        again = wait_for_signal() => { again?; bail!("ended by a second signal") }
+    }
+}
+
+/// A machine with containers: node, builder, or both.
+async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> Result<()> {
+    let settings = config.settings;
     let runtime_dir = runtime_files::write(&data_dir)?;
 
     let docker = Arc::new(connect_docker(&settings, &data_dir).await?);
@@ -54,6 +90,7 @@ pub async fn run(config: Config) -> Result<()> {
                 runtime_dir: runtime_dir.clone(),
                 build_image: image::digest(Purpose::Build),
                 oci_runtimes: settings.docker.oci_runtimes.clone(),
+                cluster: coordination.link(&settings)?,
             };
             Some(Node::start(settings.node.clone(), deps).await?)
         }
@@ -62,6 +99,7 @@ pub async fn run(config: Config) -> Result<()> {
         Role::Node => None,
         Role::Up | Role::Builder => {
             let catalog = node.as_ref().map(|n| Arc::clone(n.catalog()));
+            let notices = coordination.notices.clone();
             let deps = hearth_builder::Deps {
                 functions: Arc::clone(&stores.functions),
                 artifacts: Arc::clone(&stores.artifacts),
@@ -70,20 +108,24 @@ pub async fn run(config: Config) -> Result<()> {
                 registry,
                 data_dir: data_dir.clone(),
                 code_cache_dir: runtime_dir,
-                on_settled: Arc::new(move |path| {
-                    if let Some(catalog) = &catalog {
-                        catalog.invalidate(path);
-                    }
+                on_settled: Arc::new(move |path| match &catalog {
+                    Some(catalog) => catalog.invalidate(path),
+                    None => tell(&notices, path),
                 }),
             };
             Some(Builder::start(settings.builder.clone(), deps).context("starting the builder")?)
         }
     };
-    if let Some(node) = &node {
-        announce(node, config.announce.as_deref(), &token_file, config.role)?;
+    match &node {
+        Some(node) => announce_node(node, &config.announce, &token_file, config.role)?,
+        None => say(&config.announce, &serde_json::json!({}))?,
     }
 
-    wait_for_signal().await?;
+    let asked_to_leave = node.as_ref().map(Node::asked_to_leave).unwrap_or_default();
+    tokio::select! {
+        signal = wait_for_signal() => signal?,
+        () = asked_to_leave.cancelled() => {}
+    }
     tracing::info!("leaving; a second signal ends this at once");
     let leave = async {
         if let Some(builder) = builder {
@@ -156,17 +198,29 @@ fn instance_name(data_dir: &Path) -> Result<String> {
     Ok(name)
 }
 
-fn announce(node: &Node, file: Option<&Path>, token_file: &Path, role: Role) -> Result<()> {
-    let (addr, ops) = (node.addr(), node.ops_addr());
+/// Writes the file of `--announce`: whole or not at all.
+fn say(file: &Option<PathBuf>, text: &serde_json::Value) -> Result<()> {
     if let Some(file) = file {
-        let text =
-            serde_json::json!({ "url": format!("http://{addr}"), "ops_url": format!("http://{ops}"), "token_file": token_file });
         let aside = file.with_extension("new");
         fs::write(&aside, text.to_string())?;
         fs::rename(aside, file)?;
     }
+    Ok(())
+}
+
+fn announce(file: &Option<PathBuf>, addr: SocketAddr, ops: SocketAddr, more: serde_json::Value) -> Result<()> {
+    let mut text = more;
+    text["url"] = format!("http://{addr}").into();
+    text["ops_url"] = format!("http://{ops}").into();
+    say(file, &text)?;
     eprintln!("hearth serves at   http://{addr}");
     eprintln!("metrics and health http://{ops}/metrics");
+    Ok(())
+}
+
+fn announce_node(node: &Node, file: &Option<PathBuf>, token_file: &Path, role: Role) -> Result<()> {
+    let addr = node.addr();
+    announce(file, addr, node.ops_addr(), serde_json::json!({ "token_file": token_file, "control_addr": node.control_addr() }))?;
     if role == Role::Up {
         eprintln!("admin token        {}", token_file.display());
         eprintln!("\nA first function:\n");
@@ -175,6 +229,16 @@ fn announce(node: &Node, file: Option<&Path>, token_file: &Path, role: Role) -> 
         eprintln!("  curl 'http://{addr}/run/acme/main/hello?name=world'\n");
     }
     Ok(())
+}
+
+/// A builder by itself tells the nodes that a version went live; where that fails they see it when they look again.
+fn tell(notices: &Notices, path: &FunctionPath) {
+    let (notices, path) = (notices.clone(), path.to_string());
+    tokio::spawn(async move {
+        if let Err(error) = notices.publish(ChangeNotice { path, origin: "builder".into() }).await {
+            tracing::warn!(%error, "nodes cannot be told that a version went live");
+        }
+    });
 }
 
 async fn wait_for_signal() -> Result<()> {

@@ -46,8 +46,10 @@ impl Flags {
 /// Which parts run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// All of them.
+    /// All of them, on this machine alone.
     Up,
+    /// The public edge of a cluster.
+    Router,
     /// Proxy, management API, containers.
     Node,
     /// npm modules.
@@ -78,6 +80,15 @@ pub struct Settings {
     /// The builder.
     #[serde(default)]
     pub builder: hearth_builder::Config,
+    /// Membership, routing table and news of changes.
+    #[serde(default)]
+    pub placement: hearth_placement::Config,
+    /// A node's place in the cluster.
+    #[serde(default)]
+    pub cluster: hearth_node::cluster::Config,
+    /// The router.
+    #[serde(default)]
+    pub router: hearth_router::Config,
 }
 
 impl Default for Settings {
@@ -90,6 +101,9 @@ impl Default for Settings {
             registry: Default::default(),
             node: Default::default(),
             builder: Default::default(),
+            placement: Default::default(),
+            cluster: Default::default(),
+            router: Default::default(),
         }
     }
 }
@@ -120,12 +134,12 @@ pub fn load(flags: Flags, role: Role) -> Result<Config> {
     }
     let environment = Env::prefixed("HEARTH_").ignore(&NOT_KEYS).split("__");
     let mut settings: Settings = figment.merge(environment).extract().context("the configuration is not valid")?;
-    if let Some(listen) = flags.listen {
-        settings.node.listen = listen;
-    }
-    if let Some(listen) = flags.ops_listen {
-        settings.node.ops_listen = listen;
-    }
+    let (listen, ops_listen) = match role {
+        Role::Router => (&mut settings.router.listen, &mut settings.router.ops_listen),
+        Role::Up | Role::Node | Role::Builder => (&mut settings.node.listen, &mut settings.node.ops_listen),
+    };
+    *listen = flags.listen.unwrap_or(*listen);
+    *ops_listen = flags.ops_listen.unwrap_or(*ops_listen);
     if let Some(dir) = flags.data_dir {
         settings.data_dir = dir;
     }
@@ -133,6 +147,7 @@ pub fn load(flags: Flags, role: Role) -> Result<Config> {
         settings.node.handler.pool_size = size;
     }
     check(&settings)?;
+    check_cluster(&settings, role)?;
     Ok(Config { role, settings, destroy_containers: flags.destroy_containers, announce: flags.announce })
 }
 
@@ -154,9 +169,88 @@ fn check(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// What a role needs of its cluster, and what would split one.
+fn check_cluster(settings: &Settings, role: Role) -> Result<()> {
+    let cluster = &settings.cluster;
+    let is_shared = !matches!(settings.placement, hearth_placement::Config::Local);
+    match role {
+        Role::Up if is_shared => bail!(
+            "placement.backend is etcd, but `hearth up` is a machine by itself: run `hearth node` and `hearth router`, or take section \
+             placement out"
+        ),
+        Role::Router if !is_shared => bail!(
+            "a router finds its nodes through etcd: set placement.backend = \"etcd\" and placement.endpoints = [\"http://...:2379\"]"
+        ),
+        Role::Node if is_shared && cluster.node_name.is_none() => {
+            bail!("cluster.node_name is not set: give this node a name of its own ([a-z0-9-], the same after a restart)")
+        }
+        Role::Node if is_shared && settings.store.is_none() => bail!(
+            "placement.backend is etcd, but section store is absent, so that other nodes would not see this node's functions: set store \
+             (DynamoDB, S3, SQS) to what all nodes share"
+        ),
+        Role::Node if !is_shared && cluster.node_name.is_some() => bail!(
+            "cluster.node_name is set, but placement.backend is local: set placement.backend = \"etcd\" with its endpoints, or take \
+             node_name out"
+        ),
+        _ => {}
+    }
+    if role == Role::Node && is_shared {
+        if settings.node.listen.ip().is_unspecified() && cluster.advertise.is_none() {
+            bail!(
+                "node.listen is {}, which routers cannot dial: set cluster.advertise to this node's address",
+                settings.node.listen
+            );
+        }
+        if cluster.control_listen.ip().is_unspecified() && cluster.control_advertise.is_none() {
+            bail!(
+                "cluster.control_listen is {}, which other nodes cannot dial: set cluster.control_advertise",
+                cluster.control_listen
+            );
+        }
+        if !cluster.control_listen.ip().is_loopback() && cluster.tls.is_none() {
+            bail!(
+                "cluster.control_listen is {}, where others than this machine reach it, without cluster.tls: control calls end nodes and \
+                 show logs; `hearth admin certs` makes certificates",
+                cluster.control_listen
+            );
+        }
+        if cluster.capacity == 0 {
+            bail!("cluster.capacity is 0: such a node would get no containers; `hearth drain` takes a node out");
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_split_a_cluster_is_refused_with_the_remedy() {
+        let etcd = "[placement]\nbackend = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+        let store = "[store.records]\nbackend = \"sqlite\"\npath = \"a\"\n[store.artifacts]\nbackend = \"directory\"\npath = \"b\"\n\
+                     [store.keys]\nbackend = \"file\"\npath = \"c\"\n";
+        let parse = |text: &str| -> Settings {
+            Figment::from(Serialized::defaults(Settings::default())).merge(Toml::string(text)).extract().unwrap()
+        };
+        let refused = |role: Role, text: &str, remedy: &str| {
+            let error = check_cluster(&parse(text), role).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{role:?} {text}: {error}");
+        };
+        refused(Role::Up, etcd, "hearth node");
+        refused(Role::Router, "", "placement.endpoints");
+        refused(Role::Node, &format!("{etcd}{store}"), "cluster.node_name");
+        let named = format!("{etcd}[cluster]\nnode_name = \"a\"\n");
+        refused(Role::Node, &named, "section store");
+        refused(Role::Node, "[cluster]\nnode_name = \"a\"\n", "placement.backend");
+        refused(Role::Node, &format!("{named}control_listen = \"10.0.0.1:1\"\n{store}"), "cluster.tls");
+        refused(Role::Node, &format!("{named}capacity = 0\n{store}"), "capacity");
+        refused(Role::Node, &format!("{named}{store}[node]\nlisten = \"0.0.0.0:1\"\n"), "cluster.advertise");
+        check_cluster(&parse(&format!("{named}{store}")), Role::Node).unwrap();
+        check_cluster(&parse(etcd), Role::Router).unwrap();
+        check_cluster(&parse(""), Role::Up).unwrap();
+        check_cluster(&parse(""), Role::Node).unwrap();
+    }
 
     #[test]
     fn the_defaults_are_valid_and_contradictions_are_not() {

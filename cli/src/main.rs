@@ -5,6 +5,7 @@ mod admin;
 mod client;
 mod compose;
 mod config;
+mod coordination;
 mod doctor;
 mod image;
 mod loadtest;
@@ -45,6 +46,8 @@ enum LogFormat {
 enum Command {
     /// Run everything in one process on embedded backends.
     Up(Flags),
+    /// Run one router: the public edge of a cluster.
+    Router(Flags),
     /// Run one node (proxy, management API, containers) on configured backends.
     Node(Flags),
     /// Run one builder (npm modules) on configured backends.
@@ -54,7 +57,7 @@ enum Command {
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
     Loadtest(Box<hearth_loadtest::Args>),
-    /// Work on the backends themselves: resources for development, the first token.
+    /// What an operator does beside the running roles: resources for development, the first token, certificates.
     #[command(subcommand)]
     Admin(admin::Command),
     #[command(flatten)]
@@ -93,6 +96,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let result = runtime.block_on(async {
         match command {
             Command::Up(flags) => compose::run(config::load(flags, config::Role::Up)?).await.map(|()| ExitCode::SUCCESS),
+            Command::Router(flags) => compose::run(config::load(flags, config::Role::Router)?).await.map(|()| ExitCode::SUCCESS),
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
             Command::Doctor(args) => doctor::run(args).await,

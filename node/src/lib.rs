@@ -3,6 +3,7 @@
 
 mod calls;
 pub mod catalog;
+pub mod cluster;
 pub mod config;
 pub mod handler;
 pub mod logs;
@@ -45,6 +46,8 @@ pub struct Deps {
     pub build_image: String,
     /// OCI runtimes that a tenant may be given, beside the installation's own.
     pub oci_runtimes: Vec<String>,
+    /// Its place among other nodes; none for a machine by itself.
+    pub cluster: Option<cluster::Link>,
 }
 
 /// Why a node did not start.
@@ -66,9 +69,15 @@ pub enum StartError {
     /// The container handler cannot start.
     #[error("starting the container handler")]
     Handler(#[from] handler::StartError),
+    /// Certificates do not do.
+    #[error(transparent)]
+    Tls(#[from] hearth_edge::tls::TlsError),
     /// A thread cannot be started.
     #[error("starting the proxy")]
     Proxy(#[from] io::Error),
+    /// It cannot be one of many.
+    #[error("joining the cluster")]
+    Join(#[from] cluster::JoinError),
 }
 
 /// A running node.
@@ -79,6 +88,7 @@ pub struct Node {
     handler: Arc<Handler>,
     catalog: Arc<Catalog>,
     leaving: CancellationToken,
+    membership: Option<cluster::Membership>,
 }
 
 async fn bind(addr: SocketAddr, key: &'static str) -> Result<std::net::TcpListener, StartError> {
@@ -98,7 +108,7 @@ impl Node {
     pub async fn start(config: Config, deps: Deps) -> Result<Self, StartError> {
         let listener = bind(config.listen, "listen").await?;
         let ops_listener = bind(config.ops_listen, "ops_listen").await?;
-        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image, oci_runtimes } = deps;
+        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image, oci_runtimes, cluster } = deps;
 
         let modules =
             ModuleCache::open(config.modules, &data_dir, Arc::clone(&stores.functions), Arc::clone(&stores.artifacts)).await?;
@@ -142,7 +152,8 @@ impl Node {
                     let handler = Arc::clone(&handler);
                     Arc::new(move |path| handler.evict(path))
                 },
-                logs,
+                logs: Arc::clone(&logs),
+                peers: cluster.as_ref().map(cluster::Link::peers).transpose().map_err(StartError::Join)?,
                 status: {
                     let status = Arc::clone(&status);
                     Arc::new(move || serde_json::to_value(status.read()).unwrap_or_default())
@@ -152,7 +163,13 @@ impl Node {
                 data_dir,
             },
         );
-        let proxy = proxy::Proxy::start(listener, config.proxy, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
+        let tls = config.tls.map(|files| hearth_edge::tls::Acceptor::start(files, "node.tls", &[b"http/1.1"], leaving.clone()));
+        let tls = tls.transpose()?;
+        let mut proxy_config = config.proxy;
+        if let Some(link) = &cluster {
+            proxy_config.node_name = Some(link.name.to_string());
+        }
+        let proxy = proxy::Proxy::start(listener, proxy_config, tls, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
 
         let ops = ops::router(metrics_registry, status, Arc::clone(&stores.functions), leaving.clone());
         ops_listener.set_nonblocking(true)?;
@@ -163,7 +180,23 @@ impl Node {
                 tracing::error!(%error, "the ops listener ended");
             }
         });
-        Ok(Self { proxy, ops_addr, ops_task, handler, catalog, leaving })
+        let mut node = Self { proxy, ops_addr, ops_task, handler, catalog, leaving, membership: None };
+        if let Some(link) = cluster {
+            // Last, since from now on routers send requests.
+            match cluster::Membership::join(link, node.parts(logs, stores.functions)).await {
+                Ok(membership) => node.membership = Some(membership),
+                Err(error) => {
+                    node.shutdown(Duration::ZERO, true).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(node)
+    }
+
+    fn parts(&self, logs: Arc<LogHub>, functions: Arc<dyn hearth_store::FunctionStore>) -> cluster::Parts {
+        let (catalog, handler) = (Arc::clone(&self.catalog), Arc::clone(&self.handler));
+        cluster::Parts { catalog, handler, logs, functions, addr: self.addr() }
     }
 
     /// Where functions and the management API are served.
@@ -184,15 +217,36 @@ impl Node {
         &self.catalog
     }
 
-    /// Stops taking requests, finishes those that run within `grace`, and leaves; with `keep_containers` the next process on the
+    /// Where control calls are answered; none on a machine by itself.
+    #[must_use]
+    pub fn control_addr(&self) -> Option<SocketAddr> {
+        self.membership.as_ref().map(cluster::Membership::control_addr)
+    }
+
+    /// Cancelled when a control call asks this node to leave; never on a machine by itself.
+    #[must_use]
+    pub fn asked_to_leave(&self) -> CancellationToken {
+        self.membership.as_ref().map(cluster::Membership::asked_to_leave).unwrap_or_default()
+    }
+
+    /// One of many, it first tells the routers, and sends elsewhere whoever still comes. Stops taking requests, finishes those that run
+    /// within `grace`, and leaves; with `keep_containers` the next process on the
     /// same data directory adopts them.
     pub async fn shutdown(self, grace: Duration, keep_containers: bool) {
         self.leaving.cancel();
+        if let Some(membership) = &self.membership {
+            membership.announce_leaving().await;
+            self.proxy.refuse();
+            tokio::time::sleep(membership.late()).await;
+        }
         let cut = self.proxy.shutdown(grace).await;
         if cut > 0 {
             tracing::warn!(connections = cut, "connections were cut, since they did not end within the grace");
         }
         self.handler.shutdown(keep_containers).await;
+        if let Some(membership) = self.membership {
+            membership.leave().await;
+        }
         self.ops_task.abort();
     }
 }

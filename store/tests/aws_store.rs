@@ -134,7 +134,7 @@ fn version(code: &str) -> NewVersion {
 }
 
 async fn with_function(store: &dyn FunctionStore, path: &FunctionPath) {
-    let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new(path.tenant.clone());
     store.put_tenant(tenant, Precondition::None).await.unwrap();
     store.put_container(Container::with_defaults(&path.container_path(), Timestamp(0)), Precondition::None).await.unwrap();
     store.create_version(path, version("1"), Precondition::None).await.unwrap();
@@ -284,7 +284,7 @@ async fn what_a_newer_hearth_wrote_is_refused_untouched() {
     let newer = |r: Result<(), StoreError>| matches!(r, Err(StoreError::NewerSchema { found: 2, known: 1, .. }));
     assert!(newer(store.get_tenant(&path.tenant).await.map(|_| ())));
     assert!(newer(store.get_servable(&path).await.map(|_| ())));
-    let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new(path.tenant.clone());
     assert!(newer(store.put_tenant(tenant, Precondition::None).await.map(|_| ())));
     assert!(newer(store.delete_tenant(&path.tenant, Precondition::None).await));
     assert_eq!(get.send().await.unwrap().item.unwrap(), item);
@@ -293,7 +293,7 @@ async fn what_a_newer_hearth_wrote_is_refused_untouched() {
 #[tokio::test]
 async fn a_tenant_with_very_many_tokens_takes_them_with_it() {
     let store = world(connector(), "tokens", 5).await.records().await;
-    let tenant = Tenant { name: "many".parse().unwrap(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new("many".parse().unwrap());
     store.put_tenant(tenant.clone(), Precondition::None).await.unwrap();
     for n in 0..40 {
         let token = Token {

@@ -64,6 +64,11 @@ impl Docker {
         found.unwrap_or_else(|| panic!("no container on slot {slot} of {}", self.instance))
     }
 
+    /// Removes what a process that did not start has left.
+    pub fn sweep(&self) {
+        self.remove_all();
+    }
+
     /// Removes what is left, whatever its state, with the packet filter's table.
     pub(crate) fn remove_all(&self) {
         for id in self.ids(true) {

@@ -5,15 +5,23 @@
 #![allow(clippy::print_stderr)]
 
 mod aws;
+mod cluster;
 mod docker;
+mod etcd;
 mod hearth;
 mod http;
+mod load;
+mod process;
 mod socket_gate;
 
 pub use aws::{AwsWorld, Process, Role};
+pub use cluster::{Cluster, LEAVE_TIMEOUT, Member, Size};
 pub use docker::{Container, Docker};
+pub use etcd::Etcd;
 pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};
+pub use load::{Load, Outcome, Plan, Report, Sample};
+pub use process::free_port;
 pub use socket_gate::SocketGate;
 
 use std::{

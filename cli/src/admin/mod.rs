@@ -1,6 +1,7 @@
-//! `hearth admin`: what an operator does on the backends themselves, without a running Hearth.
+//! `hearth admin`: what an operator does on the backends themselves, without a running Hearth; and certificates.
 
 mod aws;
+mod certs;
 
 use crate::config::{self, Flags, Role, Settings};
 use anyhow::{Context, Result};
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub enum Command {
     /// Make table, bucket and queues for development, as the configuration names them; refused where one exists.
     InitAws(aws::InitArgs),
+    /// Make certificates for the connections between routers, nodes and etcd, with an authority of their own.
+    Certs(certs::Certs),
     /// Make an operator's token directly in the store, as for the first login to a cluster.
     Token(TokenArgs),
 }
@@ -44,6 +47,7 @@ impl Command {
     pub async fn run(self) -> Result<()> {
         match self {
             Self::InitAws(args) => aws::init(args).await,
+            Self::Certs(certs) => certs.run(),
             Self::Token(args) => token(args.config.load()?, &args.file).await,
         }
     }

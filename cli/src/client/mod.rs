@@ -37,8 +37,19 @@ pub enum Command {
     Token(Token),
     /// List modules, or show one (`name@version`) with its build's log.
     Modules(Modules),
-    /// What the node does: pool, containers, modules.
+    /// What the node does: pool, containers, modules; and its cluster: nodes, loads, placements.
     Status(Status),
+    /// Ask a node to leave its cluster: it finishes what runs, and ends.
+    Drain(Drain),
+}
+
+#[derive(Args)]
+pub struct Drain {
+    /// The node; where absent, the one that answers at the given address.
+    #[arg(long)]
+    node: Option<String>,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Args)]
@@ -200,6 +211,7 @@ impl Command {
                 let value = Client::new(&status.connection)?.get("/v1/status").await?;
                 show::status(&value, status.connection.json)?;
             }
+            Self::Drain(drain) => drain.run().await?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -207,6 +219,22 @@ impl Command {
 
 fn function_url(path: &FunctionPath) -> String {
     format!("/v1/tenants/{}/containers/{}/functions/{}", path.tenant, path.container, path.function)
+}
+
+impl Drain {
+    async fn run(self) -> Result<()> {
+        let client = Client::new(&self.connection)?;
+        let node = match self.node {
+            Some(node) => node,
+            None => {
+                let status = client.get("/v1/status").await?;
+                let own = status["cluster"]["node"].as_str();
+                own.context("this is a machine by itself and not one of a cluster; SIGTERM ends it")?.to_owned()
+            }
+        };
+        client.send("POST", &format!("/v1/nodes/{node}/drain"), None).await?;
+        show::done(&Value::Null, self.connection.json, &format!("{node} leaves; `hearth status` shows when it has left"))
+    }
 }
 
 impl Invoke {

@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use hearth_model::ContainerPath;
 use serde_json::Value;
 use std::{
+    collections::HashMap,
     io::Write,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -81,7 +82,7 @@ fn time(at_ms: u64) -> String {
 /// A container's output. When the connection ends while following, it is opened again.
 pub async fn logs(client: &Client, path: &ContainerPath, follow: bool, as_json: bool) -> Result<()> {
     let url = format!("/v1/tenants/{}/containers/{}/logs?follow={follow}", path.tenant, path.container);
-    let mut last_at = 0;
+    let mut last_at = HashMap::new();
     loop {
         let response = client.perform(client.request(reqwest::Method::GET, &url)).await?;
         if response.status().as_u16() >= 400 {
@@ -103,7 +104,7 @@ pub async fn logs(client: &Client, path: &ContainerPath, follow: bool, as_json: 
     }
 }
 
-fn print_event(event: &str, as_json: bool, last_at: &mut u64) -> Result<()> {
+fn print_event(event: &str, as_json: bool, last_at: &mut HashMap<String, u64>) -> Result<()> {
     let field = |name: &str| event.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
     let Some(data) = field("data:") else { return Ok(()) };
     let mut out = std::io::stdout().lock();
@@ -113,7 +114,8 @@ fn print_event(event: &str, as_json: bool, last_at: &mut u64) -> Result<()> {
     }
     let line: Value = serde_json::from_str(data).unwrap_or_default();
     let at = line["at"].as_u64().unwrap_or(0);
-    // After a reconnection the kept lines come again.
+    // After a reconnection the kept lines come again; each node's clock is its own.
+    let last_at = last_at.entry(line["node"].as_str().unwrap_or_default().to_owned()).or_default();
     if at < *last_at {
         return Ok(());
     }
@@ -186,9 +188,44 @@ pub fn status(value: &Value, as_json: bool) -> Result<()> {
         writeln!(out, "warning     {warning}")?;
     }
     drop(out);
+    cluster(&value["cluster"])?;
     table(
         value.pointer("/handler/list").and_then(Value::as_array).map_or(&[], Vec::as_slice),
         false,
         &["path", "slot", "state", "in_flight", "idle_ms", "loaded"],
     )
+}
+
+/// The cluster as the node that answered knows it.
+fn cluster(value: &Value) -> Result<()> {
+    if value.is_null() {
+        return Ok(());
+    }
+    let mut out = std::io::stdout().lock();
+    let text = |pointer: &str| {
+        value.pointer(pointer).map_or_else(|| "-".into(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
+    let stale = if value["table"]["stale"] == true { ", stale: etcd is away" } else { "" };
+    writeln!(
+        out,
+        "cluster     {} answers; table at revision {}, {} ms old{stale}; {} exceptions (generation {})\n",
+        text("/node"),
+        text("/table/revision"),
+        text("/table/age_ms"),
+        text("/table/exceptions"),
+        text("/table/generation")
+    )?;
+    drop(out);
+    let list = |name: &str| value[name].as_array().map_or(&[] as &[Value], Vec::as_slice);
+    table(
+        list("nodes"),
+        false,
+        &["name", "zone", "state", "data_addr", "capacity", "containers", "in_flight", "rate_per_s", "memory_bytes", "error"],
+    )?;
+    if !list("placements").is_empty() {
+        println!();
+        table(list("placements"), false, &["container", "exception"])?;
+    }
+    println!();
+    Ok(())
 }

@@ -3,7 +3,8 @@
 use super::{AcquireError, control::Control, slot::Slot};
 use arc_swap::ArcSwap;
 use hearth_model::{
-    ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion, protocol::paths,
+    Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
+    protocol::paths,
 };
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
@@ -118,6 +119,8 @@ pub struct LiveContainer {
     node: NodeVersion,
     state: AtomicU8,
     in_flight: AtomicU32,
+    /// Leases given, ever.
+    served: AtomicU64,
     last_used_ms: AtomicU64,
     loaded: ArcSwap<Loaded>,
     /// What was ever loaded here, or is being: whose output this container may send, and what its version numbers mean here.
@@ -163,6 +166,7 @@ impl LiveContainer {
             settings,
             state: AtomicU8::new(State::Running as u8),
             in_flight: AtomicU32::new(0),
+            served: AtomicU64::new(0),
             last_used_ms: AtomicU64::new(now_ms),
             loaded: ArcSwap::default(),
             known: Mutex::default(),
@@ -231,10 +235,14 @@ impl LiveContainer {
     /// Whether the settings that cannot change in place are still those of the record.
     pub(super) fn fits(&self, servable: &Servable) -> bool {
         let limits = &servable.tenant.limits;
-        self.settings.memory_mb == servable.container.memory_mb
-            && self.node == servable.container.node
+        self.fits_settings(&servable.container)
             && self.settings.egress == limits.egress
             && self.settings.oci_runtime == limits.oci_runtime
+    }
+
+    /// Of the record of the container alone.
+    pub(super) fn fits_settings(&self, container: &Container) -> bool {
+        self.settings.memory_mb == container.memory_mb && self.node == container.node
     }
 
     /// Whether this very version is the one that serves here.
@@ -293,6 +301,11 @@ impl LiveContainer {
 
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(SeqCst)
+    }
+
+    /// Requests that it was given, ever.
+    pub(super) fn served(&self) -> u64 {
+        self.served.load(Relaxed)
     }
 
     pub(super) fn idle_ms(&self, now_ms: u64) -> u64 {
@@ -362,6 +375,7 @@ impl Lease {
         if in_flight >= concurrency {
             return Err(AcquireError::Concurrency { limit: concurrency });
         }
+        lease.container.served.fetch_add(1, Relaxed);
         Ok(Some(lease))
     }
 

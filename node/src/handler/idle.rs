@@ -20,10 +20,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(30);
 
 pub(super) async fn watch(handler: Arc<Handler>) {
     let mut ticks = 0_u32;
-    let limit = match handler.config.memory_limit.as_u64() {
-        0 => machine_memory() / 10 * 6,
-        bytes => bytes,
-    };
+    let limit = handler.memory_max_bytes();
     loop {
         tokio::select! {
             () = handler.leaving.cancelled() => return,
@@ -117,7 +114,7 @@ fn worth(cold_cost_us: u64, idle_ms: u64) -> f64 {
     (cold_cost_us as f64 + 1_000.0) * 0.5_f64.powf(idle_ms as f64 / 60_000.0)
 }
 
-fn machine_memory() -> u64 {
+pub(super) fn machine_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib =
         text.lines().find_map(|l| l.strip_prefix("MemTotal:")).and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -12,10 +12,12 @@ mod idle;
 mod inbound;
 mod metering;
 mod pool;
+mod report;
 mod slot;
 mod status;
 
 pub use container::{ColdTimings, Lease, LiveContainer, Start};
+pub use report::ContainerLoad;
 pub use status::{ContainerStatus, HandlerStatus};
 
 use crate::{logs::LogHub, modules::ModuleCache, usage::UsageBook};

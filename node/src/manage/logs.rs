@@ -1,7 +1,10 @@
 //! `GET .../logs`: a container's output as server-sent events.
 
 use super::{Shared, auth::Caller, problem::ApiError};
-use crate::logs::LogItem;
+use crate::{
+    cluster::{NodeLine, Tailed},
+    logs::LogItem,
+};
 use axum::{
     extract::{Path, Query, State},
     response::sse::{Event, KeepAlive, Sse},
@@ -32,7 +35,18 @@ fn event(item: LogItem) -> Result<Event, Infallible> {
     })
 }
 
-/// The container's last lines, then those that come: events `line` (JSON) and `dropped` (a number of lines that were lost).
+fn event_of_node(line: NodeLine) -> Result<Event, Infallible> {
+    Ok(match line.item {
+        Tailed::Line(mut value) => {
+            value["node"] = line.node.as_str().into();
+            Event::default().event("line").json_data(value).unwrap_or_default()
+        }
+        Tailed::Dropped(count) => Event::default().event("dropped").data(count.to_string()),
+    })
+}
+
+/// The container's last lines, then those that come, from every node that it runs on: events `line` (JSON) and `dropped` (a number of lines
+/// that were lost).
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/containers/{container}/logs", tag = "containers",
     params(("tenant" = TenantName, Path), ("container" = ContainerName, Path), Reading), security(("bearer" = [])), responses(
     (status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
@@ -49,15 +63,18 @@ pub(crate) async fn follow(
         return Err(ApiError::not_found("container"));
     }
     let mut lines = api.deps.logs.subscribe(&path);
-    let stream = if reading.follow {
-        lines.map(event).boxed()
-    } else {
-        // What is kept is there at once; the first wait is the end.
-        let mut kept = Vec::new();
-        while let Some(Some(item)) = lines.next().now_or_never() {
-            kept.push(event(item));
+    let stream = match &api.deps.peers {
+        Some(peers) if reading.follow => peers.follow(path, lines).map(event_of_node).boxed(),
+        Some(peers) => stream::iter(peers.kept(&path, lines).await.into_iter().map(event_of_node)).boxed(),
+        None if reading.follow => lines.map(event).boxed(),
+        None => {
+            // What is kept is there at once; the first wait is the end.
+            let mut kept = Vec::new();
+            while let Some(Some(item)) = lines.next().now_or_never() {
+                kept.push(event(item));
+            }
+            stream::iter(kept).boxed()
         }
-        stream::iter(kept).boxed()
     };
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
 }

@@ -10,6 +10,7 @@ mod document;
 mod functions;
 mod logs;
 mod modules;
+mod nodes;
 mod page;
 mod problem;
 mod spec;
@@ -19,7 +20,7 @@ mod view;
 
 pub use auth::bootstrap_admin_token;
 
-use crate::{catalog::Catalog, logs::LogHub, usage::UsageBook};
+use crate::{catalog::Catalog, cluster::Peers, logs::LogHub, usage::UsageBook};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request},
@@ -93,6 +94,8 @@ pub struct Deps {
     pub handler_evict: Arc<dyn Fn(&ContainerPath) + Send + Sync>,
     /// Functions' output.
     pub logs: Arc<LogHub>,
+    /// The other nodes; none on a machine by itself.
+    pub peers: Option<Arc<Peers>>,
     /// What this node says of itself.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// Identity of the image that modules are built in.
@@ -158,6 +161,7 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(tokens::delete))
         .routes(routes!(modules::list))
         .routes(routes!(modules::get))
+        .routes(routes!(nodes::drain))
         .routes(routes!(status))
 }
 
@@ -207,16 +211,20 @@ async fn envelope(axum::extract::State(api): axum::extract::State<Shared>, mut r
     response
 }
 
-/// What this node says of itself.
+/// What this node says of itself, and of its cluster.
 #[utoipa::path(get, path = "/v1/status", tag = "status", security(("bearer" = [])), responses(
-    (status = 200, description = "Pool, containers, modules, record cache", body = serde_json::Value),
+    (status = 200, description = "Pool, containers, modules, record cache, cluster", body = serde_json::Value),
     (status = "default", description = "A problem", body = hearth_model::Problem, content_type = "application/problem+json")))]
 async fn status(
     axum::extract::State(api): axum::extract::State<Shared>,
     caller: auth::Caller,
 ) -> Result<Json<serde_json::Value>, ApiError> {
     caller.require_admin()?;
-    Ok(Json((api.deps.status)()))
+    let mut status = (api.deps.status)();
+    if let Some(peers) = &api.deps.peers {
+        status["cluster"] = peers.status().await;
+    }
+    Ok(Json(status))
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ impl Api {
             usage: Arc::default(),
             handler_evict: Arc::new(|_| {}),
             logs: LogHub::new(),
+            peers: None,
             status: Arc::new(|| json!({ "version": "test" })),
             build_image: "image".into(),
             arch: "x86_64",
@@ -331,7 +332,7 @@ fn needs(method: &str, path: &str) -> Option<&'static str> {
         ("PUT" | "DELETE" | "POST", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "write",
         ("GET", "/v1/modules" | "/v1/modules/{module}") => "read",
         ("GET" | "POST", "/v1/tokens") | ("DELETE", "/v1/tokens/{id}") => "write",
-        ("GET", "/v1/status") => "admin",
+        ("GET", "/v1/status") | ("POST", "/v1/nodes/{node}/drain") => "admin",
         _ => return None,
     })
 }

@@ -17,17 +17,26 @@ use tokio::time::{Instant, Sleep};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// How far a client's body has come.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    /// The client sent more than it may; the answer is then 413, whatever the function says.
+    pub over: Cell<bool>,
+    /// All of it was sent on. Until then the connection must carry no other request: its head would follow the rest of this body.
+    pub whole: Cell<bool>,
+}
+
 /// A client's body on its way to a function.
 pub(super) struct RequestBody {
     inner: Incoming,
     left: u64,
-    /// Set when the client sent more than it may; the answer is then 413, whatever the function says.
-    over: Rc<Cell<bool>>,
+    upload: Rc<Upload>,
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, limit: u64, over: Rc<Cell<bool>>) -> Self {
-        Self { inner, left: limit, over }
+    pub fn new(inner: Incoming, limit: u64, upload: Rc<Upload>) -> Self {
+        upload.whole.set(inner.is_end_stream());
+        Self { inner, left: limit, upload }
     }
 }
 
@@ -39,16 +48,23 @@ impl Body for RequestBody {
         let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            None => return Poll::Ready(None),
+            None => {
+                self.upload.whole.set(true);
+                return Poll::Ready(None);
+            }
         };
-        let Ok(data) = frame.into_data() else { return Poll::Ready(None) };
+        let Ok(data) = frame.into_data() else {
+            self.upload.whole.set(true);
+            return Poll::Ready(None);
+        };
         match self.left.checked_sub(data.len() as u64) {
             Some(left) => {
                 self.left = left;
+                self.upload.whole.set(self.inner.is_end_stream());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             None => {
-                self.over.set(true);
+                self.upload.over.set(true);
                 Poll::Ready(Some(Err("the body is over its limit".into())))
             }
         }

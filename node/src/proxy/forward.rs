@@ -1,6 +1,10 @@
 //! A worker's connections to containers: kept while idle, opened when needed, never shared between requests at once.
 
-use super::{admit::Permit, body::RequestBody, worker::Worker};
+use super::{
+    admit::Permit,
+    body::{RequestBody, Upload},
+    worker::Worker,
+};
 use crate::handler::{Lease, LiveContainer};
 use hyper::{
     Request, Response,
@@ -139,14 +143,16 @@ pub(super) struct Exchange {
     pub worker: Rc<Worker>,
     pub sender: Option<Sender>,
     pub lease: Lease,
+    pub upload: Rc<Upload>,
     pub _permit: Permit,
 }
 
 impl Exchange {
-    /// Gives everything back; the connection only if the answer was read to its end.
+    /// Gives everything back; the connection only if the answer was read to its end and the request was sent to its end.
     pub fn finish(mut self, complete: bool) {
         if let Some(sender) = self.sender.take()
             && complete
+            && self.upload.whole.get()
         {
             self.worker.connections.give(self.lease.container(), sender);
         }
