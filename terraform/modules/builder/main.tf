@@ -83,7 +83,7 @@ module "group" {
   subnet_ids         = values(var.network.private_subnets)
   security_group_id  = var.network.security_group_ids["builder"]
   drain_timeout_s    = 720
-  policy_json        = data.aws_iam_policy_document.builder.json
+  policies           = { builder = data.aws_iam_policy_document.builder.json }
   log_retention_days = var.log_retention_days
 }
 

@@ -76,11 +76,11 @@ resource "aws_iam_role_policy" "machine" {
 }
 
 resource "aws_iam_role_policy" "role" {
-  count = var.policy_json == "" ? 0 : 1
+  for_each = var.policies
 
-  name   = var.role
+  name   = each.key
   role   = aws_iam_role.this.id
-  policy = var.policy_json
+  policy = each.value
 }
 
 resource "aws_iam_instance_profile" "this" {

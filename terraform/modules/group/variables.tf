@@ -114,9 +114,9 @@ variable "drain_timeout_s" {
   }
 }
 
-variable "policy_json" {
-  description = "What the role may do beyond installing itself."
-  type        = string
+variable "policies" {
+  description = "What the role may do beyond installing itself: policies by name."
+  type        = map(string)
 }
 
 variable "log_retention_days" {

@@ -37,6 +37,7 @@ locals {
 }
 
 resource "aws_security_group" "this" {
+  # checkov:skip=CKV2_AWS_5:Attached by the modules of the roles; the check does not look across modules.
   for_each = local.groups
 
   name        = "${var.name}-${each.key}"

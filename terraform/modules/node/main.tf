@@ -76,7 +76,7 @@ module "group" {
   subnet_ids         = values(var.network.private_subnets)
   security_group_id  = var.network.security_group_ids["node"]
   drain_timeout_s    = var.request_timeout_max_s + 120
-  policy_json        = data.aws_iam_policy_document.node.json
+  policies           = { node = data.aws_iam_policy_document.node.json }
   log_retention_days = var.log_retention_days
 }
 

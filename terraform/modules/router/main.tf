@@ -60,7 +60,7 @@ module "group" {
   security_group_id  = var.network.security_group_ids["router"]
   target_group_arns  = [aws_lb_target_group.router.arn]
   drain_timeout_s    = var.request_timeout_max_s + 120
-  policy_json        = ""
+  policies           = {}
   log_retention_days = var.log_retention_days
 }
 
