@@ -9,6 +9,7 @@ Where moto differs from AWS and it matters here:
   undoing what others wrote meanwhile. Here every call of a service runs alone, so that conditions and transactions hold as they do on AWS.
 - moto copies a table item by item for each transaction. Here the copy is of references, which is as good, since items are replaced, not changed.
 - moto takes no client request tokens: a transaction that is sent twice is done twice. Hearth's own marker of each write covers that.
+- moto names the answer to CompleteMultipartUpload differently, which the SDK does not take.
 - Signatures and permissions are not checked, nothing is throttled, and a receive without a wait always finds what is there.
 """
 
@@ -62,6 +63,16 @@ def make_dynamodb_atomic():
 
 
 def make_s3_atomic():
+    post = S3Response._key_response_post
+
+    def as_aws_names_it(self, *args, **kwargs):
+        status, headers, body = post(self, *args, **kwargs)
+        if isinstance(body, bytes):
+            body = body.decode()
+        body = body.replace("CompleteMultipartUploadResponse", "CompleteMultipartUploadResult")
+        return status, {name: value for name, value in headers.items() if name.lower() != "content-length"}, body
+
+    S3Response._key_response_post = as_aws_names_it
     S3Response._key_response = alone(threading.RLock(), S3Response._key_response)
 
 

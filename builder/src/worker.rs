@@ -116,7 +116,9 @@ async fn finish(builder: &Builder, delivery: &Delivery, mine: ModuleRecord, outc
     }
     // The epoch decides: a worker that was taken for dead must not undo what the next one did.
     match builder.deps.functions.put_module(record.clone(), Some(&mine)).await {
-        Ok(true) => {}
+        Ok(true) => {
+            tracing::debug!(module = %job.spec, epoch = record.epoch, ready = retry.is_none(), "the build's record is durable")
+        }
         Ok(false) => {
             tracing::warn!(module = %job.spec, "another worker has settled this build; dropping what this one made");
             return;

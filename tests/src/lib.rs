@@ -1,11 +1,13 @@
 //! The harness of the whole-system tests: starts the real `hearth` on real Docker with a data directory and a label of its own, speaks to
 //! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
 
+mod aws;
 mod docker;
 mod hearth;
 mod http;
 mod socket_gate;
 
+pub use aws::{AwsWorld, Process, Role};
 pub use docker::{Container, Docker};
 pub use hearth::{Hearth, Options};
 pub use http::{Answer, RawConnection};

@@ -35,7 +35,9 @@ pub async fn init(args: InitArgs) -> Result<()> {
         if print {
             return show(&design::design("hearth", "hearth", "hearth-builds", "hearth-builds-dead", RECEIVES_MAX));
         }
-        bail!("the configuration has no section store: name the table, bucket and queues to make (docs/store-aws.md has an example)");
+        bail!(
+            "the configuration has no section store: name the table, bucket and queues to make (docs/store-aws.md has an example)"
+        );
     };
     store.validate()?;
     let (design, places) = wanted(&store)?;

@@ -151,7 +151,9 @@ impl<E: ProvideErrorMetadata + std::error::Error + 'static> CallError<E> {
     /// What went wrong and what to do about it, in words.
     pub fn explain(&self, service: &str, call: &str, resource: &str) -> String {
         let words = match self {
-            Self::Timeout(limit) => return format!("no answer within {} ms; is the endpoint right and reachable?", limit.as_millis()),
+            Self::Timeout(limit) => {
+                return format!("no answer within {} ms; is the endpoint right and reachable?", limit.as_millis());
+            }
             Self::Sdk(error) => match (error.code(), error.message()) {
                 (Some(code), Some(message)) => format!("{code}: {message}"),
                 (Some(code), None) => code.to_owned(),

@@ -126,10 +126,7 @@ pub const PERMISSIONS: [Permission; 5] = [
         ],
     },
     Permission { resource: "bucket", actions: &["s3:ListBucket"] },
-    Permission {
-        resource: "bucket/*",
-        actions: &["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-    },
+    Permission { resource: "bucket/*", actions: &["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"] },
     Permission {
         resource: "queue and dead_letter_queue",
         actions: &[

@@ -1,10 +1,8 @@
 //! A connection that misbehaves by a seed, below the layer that retries and below every backend at once: requests fail before they are sent,
 //! answers are lost after the service has done the work, come late, come cut short, or the request is sent twice. For tests only.
 
-use aws_sdk_dynamodb::{
-    config::{RuntimeComponents, SharedHttpClient},
-    primitives::ByteStream,
-};
+use aws_sdk_dynamodb::config::{RuntimeComponents, SharedHttpClient};
+use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_runtime_api::client::{
     http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
     orchestrator::{HttpRequest, HttpResponse},

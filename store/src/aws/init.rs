@@ -118,15 +118,16 @@ async fn refuse_existing(
 
 async fn make_table(client: &aws_sdk_dynamodb::Client, design: &Design) -> Result<(), InitError> {
     let (name, resource) = (&design.table.name, format!("table {}", design.table.name));
-    let attribute =
-        |name| AttributeDefinition::builder().attribute_name(name).attribute_type(ScalarAttributeType::S).build();
+    let attribute = |name| AttributeDefinition::builder().attribute_name(name).attribute_type(ScalarAttributeType::S).build();
     let key = |name, kind| KeySchemaElement::builder().attribute_name(name).key_type(kind).build();
-    let built = (|| Ok::<_, aws_sdk_dynamodb::error::BuildError>((
-        [attribute(PK)?, attribute(SK)?],
-        [key(PK, KeyType::Hash)?, key(SK, KeyType::Range)?],
-        TimeToLiveSpecification::builder().attribute_name(TTL).enabled(true).build()?,
-        PointInTimeRecoverySpecification::builder().point_in_time_recovery_enabled(true).build()?,
-    )))();
+    let built = (|| {
+        Ok::<_, aws_sdk_dynamodb::error::BuildError>((
+            [attribute(PK)?, attribute(SK)?],
+            [key(PK, KeyType::Hash)?, key(SK, KeyType::Range)?],
+            TimeToLiveSpecification::builder().attribute_name(TTL).enabled(true).build()?,
+            PointInTimeRecoverySpecification::builder().point_in_time_recovery_enabled(true).build()?,
+        ))
+    })();
     let (attributes, keys, ttl, recovery) = step("CreateTable", &resource, async { built }).await?;
     let create = client
         .create_table()

@@ -8,14 +8,12 @@
 mod call;
 pub mod design;
 pub mod dynamo;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(feature = "conformance")]
 pub mod faulty;
 pub mod init;
 pub mod kms;
 pub mod s3;
 pub mod sqs;
-#[cfg(test)]
-mod tests;
 
 pub use call::{CallCounts, CallStats};
 pub use dynamo::DynamoStore;
@@ -112,7 +110,7 @@ impl Connector {
     }
 
     /// Resolves region and credentials of one service.
-    async fn sdk(&self, place: &Place) -> SdkConfig {
+    pub async fn sdk(&self, place: &Place) -> SdkConfig {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(self.http.clone())
             // `call` repeats; two layers would multiply.

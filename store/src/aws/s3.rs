@@ -121,8 +121,9 @@ impl S3Store {
     }
 
     fn owner_in(&self, marker: &[u8]) -> Result<String, ArtifactError> {
-        let marker: serde_json::Value = serde_json::from_slice(marker)
-            .map_err(|_| self.unclear("GetObject", &format!("its {MARKER_OBJECT} is not Hearth's: is this bucket used by something else?")))?;
+        let marker: serde_json::Value = serde_json::from_slice(marker).map_err(|_| {
+            self.unclear("GetObject", &format!("its {MARKER_OBJECT} is not Hearth's: is this bucket used by something else?"))
+        })?;
         if marker["schema"].as_u64().is_none_or(|schema| schema > super::design::SCHEMA) {
             return Err(self.unclear("GetObject", &"the bucket was written by a newer Hearth: upgrade this program"));
         }
@@ -228,11 +229,7 @@ impl S3Store {
             };
             let sent = self.caller.repeat("UploadPart", self.part(), request).await.map_err(|e| self.failed("UploadPart", &e))?;
             parts.push(
-                CompletedPart::builder()
-                    .part_number(number)
-                    .set_e_tag(sent.e_tag)
-                    .set_checksum_crc32(sent.checksum_crc32)
-                    .build(),
+                CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag).set_checksum_crc32(sent.checksum_crc32).build(),
             );
         }
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();

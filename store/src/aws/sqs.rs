@@ -88,7 +88,8 @@ impl SqsQueue {
         if target.rsplit(':').next() == Some(self.dead_name.as_str()) {
             return Ok(());
         }
-        let detail = format!("its redrive policy does not name {} as its dead-letter queue: set it, or correct store.queue", self.dead_name);
+        let detail =
+            format!("its redrive policy does not name {} as its dead-letter queue: set it, or correct store.queue", self.dead_name);
         Err(Self::unclear("GetQueueAttributes", &self.name, &detail))
     }
 
@@ -97,8 +98,7 @@ impl SqsQueue {
     }
 
     async fn attributes(&self, names: &[QueueAttributeName]) -> Result<HashMap<QueueAttributeName, String>, QueueError> {
-        let request =
-            || self.client.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(names.to_vec())).send();
+        let request = || self.client.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(names.to_vec())).send();
         let answer = self.caller.repeat("GetQueueAttributes", self.small(), request).await;
         Ok(answer.map_err(|e| Self::failed("GetQueueAttributes", &self.name, &e))?.attributes.unwrap_or_default())
     }
@@ -137,7 +137,14 @@ impl SqsQueue {
         self.receipts().get(receipt).is_some_and(|until| *until > Instant::now())
     }
 
-    async fn take(&self, url: &str, queue: &str, wait: Duration, visibility: Duration, most: i32) -> Result<Vec<Message>, QueueError> {
+    async fn take(
+        &self,
+        url: &str,
+        queue: &str,
+        wait: Duration,
+        visibility: Duration,
+        most: i32,
+    ) -> Result<Vec<Message>, QueueError> {
         let wait_s = seconds(wait, WAIT_MAX_S);
         // A message whose delivery was lost on the way is hidden until its time-out, and comes again then: at least once.
         let attempt = self.timeouts.attempt + Duration::from_secs(u64::from(wait_s.unsigned_abs()));

@@ -18,8 +18,8 @@ use crate::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError,
 use async_trait::async_trait;
 use aws_sdk_dynamodb::types::{KeyType, TableStatus};
 use hearth_model::{
-    BuildKey, Container, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, Tenant, TenantName, Timestamp, Token,
-    TokenHash, VersionNumber, VersionStatus,
+    BuildKey, Container, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, Tenant, TenantName, Timestamp,
+    Token, TokenHash, VersionNumber, VersionStatus,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -100,7 +100,9 @@ impl DynamoStore {
         }
         match found.table_status() {
             Some(TableStatus::Active | TableStatus::Updating) | None => Ok(()),
-            Some(other) => Err(self.table.unclear("DescribeTable", &format!("its status is {}: wait until it is ACTIVE", other.as_str()))),
+            Some(other) => {
+                Err(self.table.unclear("DescribeTable", &format!("its status is {}: wait until it is ACTIVE", other.as_str())))
+            }
         }
     }
 

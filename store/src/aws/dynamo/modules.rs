@@ -63,9 +63,9 @@ impl DynamoStore {
         let mut tx = self.table.tx();
         match expected {
             Some(expected) => tx.put(item, Cond::Equals("cas", table::s(fingerprint(expected)))),
-            None => tx
-                .put(item, Cond::Absent)
-                .put(table::item(&Key::new(keys::MODULES, keys::module_order(&record))), Cond::Always),
+            None => {
+                tx.put(item, Cond::Absent).put(table::item(&Key::new(keys::MODULES, keys::module_order(&record))), Cond::Always)
+            }
         };
         Ok(self.table.commit(tx).await? == Written::Yes)
     }
@@ -139,7 +139,10 @@ impl DynamoStore {
             let key = Key::new(partition, sk);
             Some(Entry { key, path, version, id: id.to_owned(), at: table::number(item, "at") })
         };
-        items.iter().map(|item| entry(item).ok_or_else(|| self.damaged("entry of a build", "its sort key names no version"))).collect()
+        items
+            .iter()
+            .map(|item| entry(item).ok_or_else(|| self.damaged("entry of a build", "its sort key names no version")))
+            .collect()
     }
 
     /// Whether an entry will never count again.

@@ -6,18 +6,18 @@
 //! is known to be done. Markers expire by the table's time to live. The stand-in of the tests knows no client request tokens, AWS does;
 //! the marker does not depend on them.
 
+use crate::StoreError;
 use crate::aws::{
     call::{CallError, Caller, Class, Deadlines, Pauses},
     design::{PK, SCHEMA, SK, TTL, WRITE_MARKER_S},
 };
-use crate::StoreError;
 use aws_sdk_dynamodb::{
     Client,
     error::ProvideErrorMetadata,
     operation::transact_write_items::TransactWriteItemsError,
     types::{
-        AttributeValue, ConditionCheck, Delete, DeleteRequest, KeysAndAttributes, Put, PutRequest, Select, TransactWriteItem, Update,
-        WriteRequest,
+        AttributeValue, ConditionCheck, Delete, DeleteRequest, KeysAndAttributes, Put, PutRequest, Select, TransactWriteItem,
+        Update, WriteRequest,
     },
 };
 use std::{
@@ -243,7 +243,9 @@ impl Table {
                 if !left.is_empty() {
                     self.caller.throttled("BatchGetItem");
                     if !pauses.wait().await {
-                        return Err(self.unclear("BatchGetItem", &"the table did not give all items in time: its capacity is used up"));
+                        return Err(
+                            self.unclear("BatchGetItem", &"the table did not give all items in time: its capacity is used up")
+                        );
                     }
                 }
             }
@@ -332,7 +334,9 @@ impl Table {
                 if !left.is_empty() {
                     self.caller.throttled("BatchWriteItem");
                     if !pauses.wait().await {
-                        return Err(self.unclear("BatchWriteItem", &"the table did not take all items in time: its capacity is used up"));
+                        return Err(
+                            self.unclear("BatchWriteItem", &"the table did not take all items in time: its capacity is used up")
+                        );
                     }
                 }
             }
@@ -353,12 +357,8 @@ impl Table {
         let items = with_marker(tx, &marker);
         let mut pauses = Pauses::within(self.write.total);
         loop {
-            let request = self
-                .client
-                .transact_write_items()
-                .client_request_token(&request_id)
-                .set_transact_items(Some(items.clone()))
-                .send();
+            let request =
+                self.client.transact_write_items().client_request_token(&request_id).set_transact_items(Some(items.clone())).send();
             let error = match self.caller.once(CALL, self.write.attempt.min(pauses.left()), request).await {
                 Ok(_) => return Ok(Written::Yes),
                 Err(error) => error,
@@ -407,7 +407,10 @@ fn cancelled(error: &CallError<TransactWriteItemsError>) -> Option<Cancelled> {
     let code = |reason: &aws_sdk_dynamodb::types::CancellationReason| reason.code().unwrap_or("None").to_owned();
     let conditions = reasons.iter().enumerate().filter(|(_, r)| code(r) == "ConditionalCheckFailed").map(|(i, _)| i).collect();
     let passing = reasons.iter().all(|r| {
-        matches!(code(r).as_str(), "None" | "ConditionalCheckFailed" | "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded")
+        matches!(
+            code(r).as_str(),
+            "None" | "ConditionalCheckFailed" | "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded"
+        )
     });
     Some(Cancelled { conditions, passing })
 }

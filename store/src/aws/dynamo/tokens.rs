@@ -6,7 +6,7 @@ use super::{
     table::{self, Item, Key, Tx},
 };
 use crate::{
-    Page, Precondition, StoreError,
+    Page, StoreError,
     aws::design::{TOKEN_KEPT_S, TTL},
     function::what,
     paging::{after, limit, page},

@@ -228,8 +228,7 @@ impl DynamoStore {
         loop {
             let key = keys::version(path, number);
             let found = self.table.get_many(&[keys::head(path), key.clone()]).await?;
-            let mut head =
-                self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
+            let mut head = self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
             let missing = || not_found(what("version", format!("{path} {number}")));
             let id = head.version(number).ok_or_else(missing)?.id.clone();
             let item = found.get(&key).ok_or_else(missing)?;
@@ -271,8 +270,7 @@ impl DynamoStore {
         loop {
             let key = keys::version(path, number);
             let found = self.table.get_many(&[keys::head(path), key.clone()]).await?;
-            let mut head =
-                self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
+            let mut head = self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
             check(&what("function", path), precondition, Some(head.function.generation))?;
             let item = found.get(&key).filter(|_| head.keeps(number, None));
             let item = match item {

@@ -1,21 +1,22 @@
 //! The AWS backends pass the suites that the embedded ones pass, once over a good connection and once over a bad one. They run against the
 //! stand-in, which the tests start themselves and which ends with them; where it cannot be had they fail.
 
-use super::{
-    Connector, DynamoStore, KmsKeyring, Place, S3Store, SqsQueue, Timeouts,
-    design::{self, Design},
-    faulty::{Faults, FaultyClient},
-    http_client,
-    init::{self, InitError, Places},
-};
-use crate::{
-    ArtifactError, ArtifactStore, BuildQueue, FunctionStore, Keyring, KeyringError, NewVersion, Precondition, Put, QueueError,
-    StoreError, conformance,
-};
 use aws_sdk_dynamodb::{config::Credentials, types::AttributeValue};
 use futures_util::StreamExt;
 use hearth_model::{
     CodeRef, Container, FunctionPath, Tenant, TenantLimits, Timestamp, Token, TokenHash, VersionNumber, VersionStatus, limits,
+};
+use hearth_store::{
+    ArtifactError, ArtifactStore, FunctionStore, Keyring, KeyringError, NewVersion, Precondition, Put, QueueError, StoreError,
+    aws::{
+        Connector, DynamoStore, KmsKeyring, Place, S3Store, SqsQueue, Timeouts,
+        design::{self, Design},
+        faulty::{Faults, FaultyClient},
+        http_client,
+        init::{self, InitError, Places},
+        s3::PART_BYTES,
+    },
+    conformance,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -182,7 +183,7 @@ async fn large_artifacts_go_in_parts_and_are_created_once() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("large");
     // A few bytes beyond two parts.
-    let bytes: Vec<u8> = (0..2 * super::s3::PART_BYTES as u32 + 11).map(|n| (n / 5) as u8).collect();
+    let bytes: Vec<u8> = (0..2 * PART_BYTES as u32 + 11).map(|n| (n / 5) as u8).collect();
     std::fs::write(&file, &bytes).unwrap();
     let name = hex::encode(Sha256::digest(&bytes));
     assert_eq!(store.put_file(&name, &file).await.unwrap(), Put::Created);
@@ -203,7 +204,9 @@ async fn an_object_that_is_not_what_its_name_says_is_refused() {
     let world = world(connector(), "altered", 5).await;
     let store = world.objects().await;
     let name = hex::encode(Sha256::digest(b"hello"));
-    store.put_object(&format!("artifacts/{}/{name}", &name[..2]), "hellO".into()).await.unwrap();
+    let key = format!("artifacts/{}/{name}", &name[..2]);
+    let body = aws_sdk_s3::primitives::ByteStream::from_static(b"hellO");
+    s3(&world.connector).await.put_object().bucket(&world.design.bucket.name).key(key).body(body).send().await.unwrap();
     assert!(matches!(store.put_bytes("hello".into()).await, Err(ArtifactError::Mismatch { .. })));
     let (_, chunks) = store.get(&name).await.unwrap();
     let read: Vec<_> = chunks.collect().await;
@@ -233,10 +236,13 @@ async fn documents_longer_than_an_item_go_to_the_bucket_and_leave_it_again() {
     assert_eq!(objects(&world).await, 0, "a function takes all of its objects with it");
 }
 
-async fn count_objects(connector: Connector, bucket: String) -> i32 {
+async fn s3(connector: &Connector) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::config::Builder::from(&connector.sdk(&place()).await).force_path_style(true).build();
-    let client = aws_sdk_s3::Client::from_conf(config);
-    let listed = client.list_objects_v2().bucket(bucket).prefix(design::DOCUMENTS_PREFIX).send().await.unwrap();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+async fn count_objects(connector: Connector, bucket: String) -> i32 {
+    let listed = s3(&connector).await.list_objects_v2().bucket(bucket).prefix(design::DOCUMENTS_PREFIX).send().await.unwrap();
     listed.key_count().unwrap_or(0)
 }
 
@@ -270,11 +276,8 @@ async fn what_a_newer_hearth_wrote_is_refused_untouched() {
     with_function(&*store, &path).await;
     let client = aws_sdk_dynamodb::Client::new(&world.connector.sdk(&place()).await);
     let table = &world.design.table.name;
-    let get = client
-        .get_item()
-        .table_name(table)
-        .key("pk", AttributeValue::S("T#newer".into()))
-        .key("sk", AttributeValue::S("#".into()));
+    let get =
+        client.get_item().table_name(table).key("pk", AttributeValue::S("T#newer".into())).key("sk", AttributeValue::S("#".into()));
     let mut item = get.clone().send().await.unwrap().item.unwrap();
     item.insert("schema".into(), AttributeValue::N("2".into()));
     client.put_item().table_name(table).set_item(Some(item.clone())).send().await.unwrap();
