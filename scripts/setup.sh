@@ -27,7 +27,7 @@ UP=(
   'openssl|openssl|checks what goes into the container image'
   '@/etc/ssl/certs/ca-certificates.crt|ca-certificates|trusts the registry'
 )
-TEST=("${UP[@]}" 'ip|iproute2|makes network namespaces in tests')
+TEST=("${UP[@]}" 'ip|iproute2|makes network namespaces in tests' 'etcd|etcd-server|coordinates the nodes of a cluster')
 BENCH=("${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with')
 ETCD=('etcd|etcd-server|coordinates the nodes of a cluster')
 

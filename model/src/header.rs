@@ -13,5 +13,11 @@ pub const SERVER_TIMING: &str = "server-timing";
 pub const CALL: &str = "hearth-call";
 /// Runtime to node: the function failed and the node is to answer with a problem: `reason` as in [`crate::protocol`].
 pub const ERROR: &str = "hearth-error";
+/// Node to router, on an answer for which nothing reached a function: another node may be asked. Always `1`.
+pub const UNSENT: &str = "hearth-unsent";
+/// The name of the node that answered.
+pub const NODE: &str = "hearth-node";
+/// Router to node: on how many nodes this container runs, by which the node divides the tenant's limits.
+pub const SPREAD: &str = "hearth-spread";
 /// The prefix that only the platform may use.
 pub const PREFIX: &str = "hearth-";

@@ -102,6 +102,8 @@ kinds! {
     FunctionTimeout = "function-timeout", 504, Tenant, retry None, "The function ran past its deadline";
     /// No container, no room in the queue, or no live node.
     NoCapacity = "no-capacity", 503, Platform, retry Some(1), "No capacity";
+    /// The node broke off after something may have reached the function; whether it ran is not known, so that it is not sent again.
+    NodeLost = "node-lost", 502, Platform, retry None, "The node was lost before it answered";
     /// This process is leaving.
     Draining = "draining", 503, Platform, retry Some(1), "Draining";
     /// Something that is needed for this cannot be reached.

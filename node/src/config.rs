@@ -11,6 +11,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub ops_listen: SocketAddr,
+    /// TLS on `listen`: with `ca`, whoever connects must show a certificate, and one with the name `router` is believed to be a
+    /// router. Plain text without this section.
+    pub tls: Option<hearth_edge::tls::Files>,
     /// The listener and the request path.
     pub proxy: crate::proxy::Config,
     /// Containers and the pool.
@@ -28,6 +31,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             ops_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            tls: None,
             proxy: Default::default(),
             handler: Default::default(),
             modules: Default::default(),

@@ -62,6 +62,9 @@ pub enum StartError {
     /// The container handler cannot start.
     #[error("starting the container handler")]
     Handler(#[from] handler::StartError),
+    /// Certificates do not do.
+    #[error(transparent)]
+    Tls(#[from] hearth_edge::tls::TlsError),
     /// A thread cannot be started.
     #[error("starting the proxy")]
     Proxy(#[from] io::Error),
@@ -143,7 +146,9 @@ impl Node {
                 data_dir,
             },
         );
-        let proxy = proxy::Proxy::start(listener, config.proxy, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
+        let tls = config.tls.map(|files| hearth_edge::tls::Acceptor::start(files, "node.tls", &[b"http/1.1"], leaving.clone()));
+        let tls = tls.transpose()?;
+        let proxy = proxy::Proxy::start(listener, config.proxy, tls, Arc::clone(&catalog), Arc::clone(&handler), metrics, manage)?;
 
         let ops = ops::router(metrics_registry, status, Arc::clone(&stores.functions), leaving.clone());
         ops_listener.set_nonblocking(true)?;

@@ -34,12 +34,13 @@ fn dependencies_point_one_way() {
         ("placement", &["model"]),
         ("sandbox", &["model"]),
         ("registry", &["model"]),
-        ("router", &["model", "placement"]),
+        ("edge", &["model"]),
+        ("router", &["model", "edge", "placement"]),
         ("loadtest", &[]),
-        ("node", &["model", "store", "placement", "sandbox", "registry"]),
+        ("node", &["model", "edge", "store", "placement", "sandbox", "registry"]),
         ("builder", &["model", "store", "sandbox", "registry"]),
         ("cli", &["model", "store", "sandbox", "registry", "placement", "router", "node", "builder", "loadtest"]),
-        ("tests", &["model"]),
+        ("tests", &["model", "edge"]),
     ];
     for (name, may) in allowed {
         let manifest = text(Path::new(&format!("{name}/Cargo.toml")));

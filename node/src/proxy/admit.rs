@@ -67,25 +67,27 @@ impl Gate {
         self.in_flight.load(Relaxed)
     }
 
-    /// Admits one request, until the permit is dropped.
+    /// Admits one request, until the permit is dropped. The tenant's limits are divided by `spread`, the number of nodes that its
+    /// container runs on; rounded up, since a limit of one must not become none.
     ///
     /// # Errors
     /// [`Refused`] when a limit is reached; nothing is counted then.
-    pub fn admit(self: &Arc<Self>) -> Result<Permit, Refused> {
+    pub fn admit(self: &Arc<Self>, spread: u32) -> Result<Permit, Refused> {
         let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.admit_at(now_ns)
+        self.admit_at(now_ns, spread)
     }
 
-    fn admit_at(self: &Arc<Self>, now_ns: u64) -> Result<Permit, Refused> {
-        let limit = self.concurrency.load(Relaxed);
+    fn admit_at(self: &Arc<Self>, now_ns: u64, spread: u32) -> Result<Permit, Refused> {
+        let share = |limit: u32| limit.div_ceil(spread.max(1));
+        let limit = share(self.concurrency.load(Relaxed));
         if self.in_flight.fetch_add(1, Relaxed) >= limit {
             self.in_flight.fetch_sub(1, Relaxed);
             return Err(Refused::Concurrency { limit });
         }
         let permit = Permit(Arc::clone(self));
-        let rate = self.rate_per_s.load(Relaxed);
+        let rate = share(self.rate_per_s.load(Relaxed));
         let increment_ns = 1_000_000_000 / u64::from(rate);
-        let tolerance_ns = increment_ns * u64::from(self.burst.load(Relaxed) - 1);
+        let tolerance_ns = increment_ns * u64::from(share(self.burst.load(Relaxed)) - 1);
         let admitted = self.arrival_ns.fetch_update(Relaxed, Relaxed, |arrival_ns| {
             (arrival_ns <= now_ns.saturating_add(tolerance_ns)).then(|| arrival_ns.max(now_ns) + increment_ns)
         });
@@ -142,24 +144,34 @@ mod tests {
     #[test]
     fn concurrency_at_the_bound_and_one_past_it() {
         let gate = Arc::new(Gate::new(&limits(2, 1_000_000, 1_000_000)));
-        let first = gate.admit().unwrap();
-        let _second = gate.admit().unwrap();
-        assert_eq!(gate.admit().unwrap_err(), Refused::Concurrency { limit: 2 });
+        let first = gate.admit(1).unwrap();
+        let _second = gate.admit(1).unwrap();
+        assert_eq!(gate.admit(1).unwrap_err(), Refused::Concurrency { limit: 2 });
         drop(first);
-        assert!(gate.admit().is_ok());
+        assert!(gate.admit(1).is_ok());
     }
 
     #[test]
     fn the_rate_lets_a_burst_pass_and_then_its_average() {
         let gate = Arc::new(Gate::new(&limits(1_000, 10, 3)));
         for _ in 0..3 {
-            assert!(gate.admit_at(0).is_ok());
+            assert!(gate.admit_at(0, 1).is_ok());
         }
-        assert_eq!(gate.admit_at(0).unwrap_err(), Refused::Rate { limit_per_s: 10 });
-        assert!(gate.admit_at(99_000_000).is_err());
-        assert!(gate.admit_at(100_000_000).is_ok());
-        assert!(gate.admit_at(100_000_000).is_err());
+        assert_eq!(gate.admit_at(0, 1).unwrap_err(), Refused::Rate { limit_per_s: 10 });
+        assert!(gate.admit_at(99_000_000, 1).is_err());
+        assert!(gate.admit_at(100_000_000, 1).is_ok());
+        assert!(gate.admit_at(100_000_000, 1).is_err());
         assert_eq!(gate.in_flight(), 0, "refused and finished requests count no longer");
+    }
+
+    #[test]
+    fn a_node_admits_its_share_of_what_is_spread() {
+        let gate = Arc::new(Gate::new(&limits(3, 1_000_000, 1_000_000)));
+        let _permits = (gate.admit(2).unwrap(), gate.admit(2).unwrap());
+        assert_eq!(gate.admit(2).unwrap_err(), Refused::Concurrency { limit: 2 });
+        let gate = Arc::new(Gate::new(&limits(1_000, 1, 1)));
+        assert!(gate.admit_at(0, 8).is_ok(), "a limit of one is not divided into none");
+        assert!(gate.admit_at(0, 8).is_err());
     }
 
     #[test]

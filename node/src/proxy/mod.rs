@@ -1,21 +1,18 @@
 //! The request path of a node, top to bottom: listen, resolve, admit, acquire a container, forward, stream the answer back.
 //!
-//! One thread accepts and deals connections out to worker threads, each with a single-threaded runtime and connections of its own
-//! to every container, so that a warm request never changes threads. The proxy knows nothing of Docker, modules or SQL.
+//! One thread accepts and deals connections out to worker threads (`hearth_edge`), each with a single-threaded runtime and connections
+//! of its own to every container, so that a warm request never changes threads. The proxy knows nothing of Docker, modules or SQL.
 
 pub mod admit;
 mod body;
 mod forward;
-mod headers;
-mod listen;
 mod metrics;
 mod respond;
 mod service;
-mod upgrade;
 mod worker;
 
-pub use listen::Proxy;
 pub use metrics::Metrics;
+pub use worker::Proxy;
 
 use crate::{catalog::Catalog, handler::Handler};
 use bytesize::ByteSize;
@@ -43,6 +40,11 @@ pub struct Config {
     pub idle_connections_max: usize,
     /// Whether the last address of a client's `x-forwarded-for` is believed to be the caller (behind a load balancer).
     pub trust_forwarded_for: bool,
+    /// Whether a plain connection from this machine is a router's, whose word about a request's id and caller is taken. For
+    /// development; elsewhere routers show a certificate.
+    pub trust_router: bool,
+    /// This node's name, in every answer's `hearth-node`; without one the header is left out.
+    pub node_name: Option<String>,
 }
 
 impl Default for Config {
@@ -55,6 +57,8 @@ impl Default for Config {
             upgrade_idle_timeout: Duration::from_secs(600),
             idle_connections_max: 128,
             trust_forwarded_for: false,
+            trust_router: false,
+            node_name: None,
         }
     }
 }
@@ -68,6 +72,8 @@ pub(crate) struct Shared {
     /// The management API; its requests run on `main`, away from the workers.
     pub manage: axum::Router,
     pub main: tokio::runtime::Handle,
+    /// This node's name, as a header.
+    pub node_name: Option<http::HeaderValue>,
     /// Cancelled when this process leaves: connections close after the request they are at.
     pub draining: CancellationToken,
 }

@@ -4,7 +4,7 @@ use super::{
     admit::{Permit, Refused},
     body::{FunctionBody, RequestBody, ResponseBody},
     forward::{self, Exchange, SendError},
-    headers, respond, upgrade,
+    respond,
     worker::Worker,
 };
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     manage,
 };
 use bytes::Bytes;
+use hearth_edge::{headers, ids, serve, serve::Peer, upgrade};
 use hearth_model::{
     Fault, FunctionPath, FunctionVersion, ProblemKind, header as names, limits,
     protocol::{CallHeader, ErrorReason},
@@ -23,7 +24,7 @@ use hyper::body::Incoming;
 use std::{
     cell::Cell,
     fmt::Write,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -38,11 +39,11 @@ const CONTAINERS_MAX: usize = 3;
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers one request; never fails, since every failure is an answer.
-pub(super) async fn answer(worker: Rc<Worker>, peer: SocketAddr, request: Request<Incoming>) -> Response<ResponseBody> {
+pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
     let path = request.uri().path();
+    let request_id = request_id(&worker, peer, &request);
     if path.starts_with("/run/") {
         let metrics = Arc::clone(&worker.shared.metrics);
-        let request_id = worker.request_id();
         metrics.in_flight.inc();
         let response = match invoke(worker, peer, request, &request_id).await {
             Ok(response) => response,
@@ -52,18 +53,26 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: SocketAddr, request: Reques
                 if let Some(start) = failure.start {
                     response.headers_mut().insert(names::START, HeaderValue::from_static(start_name(start)));
                 }
+                if failure.unsent {
+                    response.headers_mut().insert(names::UNSENT, HeaderValue::from_static("1"));
+                }
                 response
             }
         };
         metrics.in_flight.dec();
         return response;
     }
-    let request_id = worker.request_id();
     if path == "/v1" || path.starts_with("/v1/") {
         return manage_call(&worker, peer, request, request_id).await;
     }
     let detail = "functions are below /run/{tenant}/{container}/{function}, the management API below /v1";
     respond::problem(ProblemKind::NotFound, "proxy", detail, &request_id)
+}
+
+/// A request keeps the id that a router gave it; a client's word is not taken.
+fn request_id(worker: &Worker, peer: &Peer, request: &Request<Incoming>) -> String {
+    let given = request.headers().get(names::REQUEST_ID).filter(|id| peer.is_router && ids::is_request_id(id.as_bytes()));
+    given.and_then(|id| id.to_str().ok()).map_or_else(|| worker.ids.next(), str::to_owned)
 }
 
 /// A request that ends in a problem.
@@ -72,22 +81,29 @@ struct Failure {
     component: &'static str,
     detail: String,
     start: Option<Start>,
+    /// Whether another node may serve it: nothing reached a function, and the reason is this node's.
+    unsent: bool,
 }
 
 fn fail(kind: ProblemKind, component: &'static str, detail: impl Into<String>) -> Failure {
-    Failure { kind, component, detail: detail.into(), start: None }
+    Failure { kind, component, detail: detail.into(), start: None, unsent: false }
 }
 
 impl Failure {
+    fn unsent(mut self) -> Self {
+        self.unsent = true;
+        self
+    }
+
     fn after(mut self, start: Start) -> Self {
         self.start = Some(start);
         self
     }
 }
 
-async fn manage_call(worker: &Worker, peer: SocketAddr, request: Request<Incoming>, request_id: String) -> Response<ResponseBody> {
+async fn manage_call(worker: &Worker, peer: &Peer, request: Request<Incoming>, request_id: String) -> Response<ResponseBody> {
     let mut request = request.map(axum::body::Body::new);
-    let client = headers::client_ip(request.headers(), peer.ip(), worker.shared.config.trust_forwarded_for);
+    let client = headers::client_ip(request.headers(), peer.addr.ip(), trusts(worker, peer));
     request.extensions_mut().insert(manage::RequestId(request_id.clone()));
     request.extensions_mut().insert(manage::ClientIp(client));
     let router = worker.shared.manage.clone();
@@ -110,9 +126,14 @@ async fn manage_call(worker: &Worker, peer: SocketAddr, request: Request<Incomin
     }
 }
 
+/// Whether the peer's word about the caller is taken.
+fn trusts(worker: &Worker, peer: &Peer) -> bool {
+    peer.is_router || worker.shared.config.trust_forwarded_for
+}
+
 async fn invoke(
     worker: Rc<Worker>,
-    peer: SocketAddr,
+    peer: &Peer,
     request: Request<Incoming>,
     request_id: &str,
 ) -> Result<Response<ResponseBody>, Failure> {
@@ -133,6 +154,7 @@ async fn invoke(
                     "store",
                     "the function's record cannot be read now, and this node does not know it yet",
                 )
+                .unsent()
             })?
         }
     };
@@ -141,10 +163,18 @@ async fn invoke(
         let detail = "no version of this function can run yet; GET its versions to see what they wait for";
         return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
     };
-    let permit = gate.admit().map_err(refused)?;
-    let client = headers::client_ip(request.headers(), peer.ip(), worker.shared.config.trust_forwarded_for);
-    let call = Call { servable, version, request_id, prefix_bytes, client, began };
+    let permit = gate.admit(spread(peer, &request)).map_err(refused)?;
+    let trusted = trusts(&worker, peer);
+    let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
+    let proto = if peer.tls { "https" } else { "http" };
+    let call = Call { servable, version, request_id, prefix_bytes, client, trusted, proto, began };
     forward_call(&worker, call, permit, request).await
+}
+
+/// On how many nodes the container runs, as the router says: this node admits its share of the tenant's limits.
+fn spread(peer: &Peer, request: &Request<Incoming>) -> u32 {
+    let said = request.headers().get(names::SPREAD).filter(|_| peer.is_router).and_then(|v| v.to_str().ok());
+    said.and_then(|v| v.parse().ok()).unwrap_or(1).max(1)
 }
 
 fn not_found() -> Failure {
@@ -179,15 +209,12 @@ fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
         let detail = format!("the request target has {target_bytes} bytes, {} are allowed", limits::REQUEST_TARGET_BYTES_MAX);
         return Err(fail(ProblemKind::TargetTooLong, "proxy", detail));
     }
-    headers::check_size(request.headers()).map_err(|over| {
-        let detail = match over {
-            headers::Oversize::Count(n) => format!("{n} headers, {} are allowed", limits::REQUEST_HEADERS_MAX),
-            headers::Oversize::Bytes(n) => format!("{n} bytes of headers, {} are allowed", limits::REQUEST_HEADER_BYTES_MAX),
-        };
-        fail(ProblemKind::HeadersTooLarge, "proxy", detail)
-    })?;
+    headers::check_size(request.headers()).map_err(|over| fail(ProblemKind::HeadersTooLarge, "proxy", over.to_string()))?;
     if headers::ambiguous_framing(request.headers(), request.version()) {
         return Err(fail(ProblemKind::Invalid, "proxy", "content-length and transfer-encoding contradict each other"));
+    }
+    if !headers::host_is_clear(request.headers(), request.uri(), request.version()) {
+        return Err(fail(ProblemKind::Invalid, "proxy", "a request names its host exactly once"));
     }
     let limit = worker.shared.config.request_body_max.as_u64();
     match http_body::Body::size_hint(request.body()).exact() {
@@ -208,6 +235,9 @@ struct Call<'a> {
     request_id: &'a str,
     prefix_bytes: usize,
     client: IpAddr,
+    /// Whether the peer's forwarding headers are kept.
+    trusted: bool,
+    proto: &'static str,
     began: Instant,
 }
 
@@ -218,7 +248,8 @@ async fn forward_call(
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let config = &worker.shared.config;
-    let upgrade_to = headers::wants_upgrade(request.headers()).then(|| request.headers()[header::UPGRADE].clone());
+    let upgrades = headers::wants_upgrade(request.headers()) && serve::may_upgrade(&request);
+    let upgrade_to = upgrades.then(|| request.headers()[header::UPGRADE].clone());
     let client_side = upgrade_to.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     parts.uri = origin_form(&parts.uri);
@@ -233,12 +264,10 @@ async fn forward_call(
         prefix_bytes: call.prefix_bytes,
         client_ip: &call.client.to_string(),
     };
-    headers::add_trusted(
-        &mut parts.headers,
-        HeaderValue::try_from(call_header.to_string()).map_err(|_| not_found())?,
-        &HeaderValue::try_from(call.client.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
-        config.trust_forwarded_for,
-    );
+    let client = HeaderValue::try_from(call.client.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+    headers::add_forwarded(&mut parts.headers, &client, call.proto, call.trusted);
+    worker.ids.ensure_traceparent(&mut parts.headers);
+    parts.headers.insert(names::CALL, HeaderValue::try_from(call_header.to_string()).map_err(|_| not_found())?);
     if let Some(protocol) = upgrade_to {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
@@ -276,7 +305,7 @@ async fn forward_call(
             }
         }
     }
-    Err(fail(ProblemKind::NoCapacity, "proxy", "several containers ended before the request could be sent"))
+    Err(fail(ProblemKind::NoCapacity, "proxy", "several containers ended before the request could be sent").unsent())
 }
 
 fn origin_form(uri: &http::Uri) -> http::Uri {
@@ -298,10 +327,12 @@ async fn acquire(worker: &Worker, servable: &Arc<Servable>) -> Result<Lease, Fai
 /// The one mapping from the handler's errors to answers.
 fn not_acquired(error: AcquireError) -> Failure {
     let kind = error.problem_kind();
-    if kind.fault() == Fault::Platform {
-        tracing::warn!(%error, "no container for a request");
+    let failure = fail(kind, "handler", error.public_detail());
+    if kind.fault() != Fault::Platform {
+        return failure;
     }
-    fail(kind, "handler", error.public_detail())
+    tracing::warn!(%error, "no container for a request");
+    failure.unsent()
 }
 
 /// Tells what a broken connection means: the container ended, or it answered nonsense.
@@ -376,7 +407,10 @@ async fn finish(
             parts.headers.insert(header::UPGRADE, protocol);
         }
         let idle_timeout = worker.shared.config.upgrade_idle_timeout;
-        upgrade::join(client_side, function_side, exchange, idle_timeout, worker.shared.draining.clone());
+        // Its container's end shows as the end of its socket.
+        let gone = tokio_util::sync::CancellationToken::new();
+        let ended = move || exchange.finish(false);
+        upgrade::join(client_side, function_side, idle_timeout, worker.shared.draining.clone(), gone, ended);
         return Ok(Response::from_parts(parts, ResponseBody::Own(None)));
     }
     let silence_max = Duration::from_millis(call.version.timeout_ms);

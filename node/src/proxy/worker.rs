@@ -1,106 +1,102 @@
-//! A worker: one thread, one single-threaded runtime, the client connections dealt to it, and its own connections to containers.
+//! The running proxy, and its workers: one thread, one single-threaded runtime, the client connections dealt to it, and its own
+//! connections to containers.
 
-use super::{Shared, forward::Connections, listen::Accepted, service};
+use super::{Config, Metrics, Shared, body::ResponseBody, forward::Connections, service};
+use crate::{catalog::Catalog, handler::Handler};
+use hearth_edge::{
+    ids::RequestIds,
+    listen::{Listener, Options},
+    patience::Terms,
+    serve::{self, Peer, Protocol},
+    tls,
+};
 use hearth_model::limits;
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::mpsc, task::LocalSet};
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
 
-/// How often idle connections to containers are looked through.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// A client that reads an answer more slowly than this is cut (after the header time-out, with what it earned).
+const READ_RATE_MIN_BYTES_PER_S: u64 = 1_024;
+
+/// The running proxy.
+pub struct Proxy {
+    listener: Listener,
+}
+
+impl Proxy {
+    /// Serves on `listener` until [`Proxy::shutdown`].
+    ///
+    /// # Errors
+    /// When a worker thread cannot be started.
+    pub fn start(
+        listener: std::net::TcpListener,
+        config: Config,
+        tls: Option<Arc<tls::Acceptor>>,
+        catalog: Arc<Catalog>,
+        handler: Arc<Handler>,
+        metrics: Arc<Metrics>,
+        manage: axum::Router,
+    ) -> io::Result<Self> {
+        let draining = CancellationToken::new();
+        let options = Options { name: "proxy", workers: config.workers, connections_max: config.connections_max };
+        let protocol = Arc::new(Protocol {
+            header_timeout: config.header_timeout,
+            first_byte_timeout: config.header_timeout,
+            write_terms: Terms { wait_max: config.header_timeout, rate_min_bytes_per_s: READ_RATE_MIN_BYTES_PER_S },
+            head_bytes_max: limits::REQUEST_HEADER_BYTES_MAX + limits::REQUEST_TARGET_BYTES_MAX + 32 * 1024,
+            headers_max: limits::REQUEST_HEADERS_MAX * 2,
+            tls,
+            http2: None,
+            trust_loopback: config.trust_router,
+            draining: draining.clone(),
+        });
+        let node_name = config.node_name.as_deref().and_then(|name| HeaderValue::from_str(name).ok());
+        let main = tokio::runtime::Handle::current();
+        let shared = Arc::new(Shared { config, catalog, handler, metrics, manage, main, node_name, draining: draining.clone() });
+        let listener = Listener::start(listener, options, draining, move |connections| {
+            serve::run(&protocol, connections, || Worker {
+                connections: Connections::new(shared.config.idle_connections_max),
+                shared: Arc::clone(&shared),
+                ids: RequestIds::default(),
+            });
+        })?;
+        Ok(Self { listener })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.listener.addr()
+    }
+
+    /// Stops accepting, lets every connection finish the request it is at, and returns when all are closed or `grace` is over.
+    /// Returns the number of connections that were cut.
+    pub async fn shutdown(self, grace: Duration) -> usize {
+        self.listener.shutdown(grace).await
+    }
+}
 
 /// One worker's own state.
 pub(super) struct Worker {
     pub shared: Arc<Shared>,
     pub connections: Connections,
-    id_prefix: u64,
-    id_next: Cell<u64>,
+    pub ids: RequestIds,
 }
 
-impl Worker {
-    /// A request id: unique, 32 hexadecimal digits.
-    pub fn request_id(&self) -> String {
-        let n = self.id_next.get();
-        self.id_next.set(n.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        format!("{:016x}{n:016x}", self.id_prefix)
-    }
-}
+impl serve::Service for Worker {
+    type Body = ResponseBody;
 
-/// Runs until the listener is gone and, after that, until the process's grace is over.
-pub(super) fn run(shared: Arc<Shared>, receiver: mpsc::Receiver<Accepted>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "a proxy worker cannot start; its connections are refused");
-            return;
+    async fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody> {
+        let node_name = self.shared.node_name.clone();
+        let mut response = service::answer(self, &peer, request).await;
+        if let Some(name) = node_name {
+            response.headers_mut().insert(hearth_model::header::NODE, name);
         }
-    };
-    let worker = Rc::new(Worker {
-        connections: Connections::new(shared.config.idle_connections_max),
-        shared,
-        id_prefix: rand::random(),
-        id_next: Cell::new(rand::random()),
-    });
-    LocalSet::new().block_on(&runtime, serve(worker, receiver));
-}
-
-async fn serve(worker: Rc<Worker>, mut receiver: mpsc::Receiver<Accepted>) {
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
-    let mut tasks = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = receiver.recv() => match accepted {
-                Some(accepted) => { tasks.spawn_local(connection(Rc::clone(&worker), accepted)); }
-                None => break,
-            },
-            Some(_) = tasks.join_next() => {}
-            _ = sweep.tick() => worker.connections.sweep(),
-        }
+        response
     }
-    // The listener is gone: what is left ends by itself, or is cut when its place among the open ones is taken away.
-    while tasks.join_next().await.is_some() {}
-}
 
-async fn connection(worker: Rc<Worker>, Accepted { stream, peer, place }: Accepted) {
-    let Ok(stream) = TcpStream::from_std(stream) else { return };
-    let semaphore = Arc::clone(place.semaphore());
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(worker.shared.config.header_timeout)
-        .max_buf_size(limits::REQUEST_HEADER_BYTES_MAX + limits::REQUEST_TARGET_BYTES_MAX + 32 * 1024)
-        .max_headers(limits::REQUEST_HEADERS_MAX * 2)
-        .pipeline_flush(true);
-    let service = {
-        let worker = Rc::clone(&worker);
-        service_fn(move |request| {
-            let worker = Rc::clone(&worker);
-            async move { Ok::<_, std::convert::Infallible>(service::answer(worker, peer, request).await) }
-        })
-    };
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(connection);
-    let draining = worker.shared.draining.clone();
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = draining.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                result = connection.as_mut() => result,
-                () = closed(&semaphore) => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%peer, %error, "client connection ended");
-    }
-    drop(place);
-}
-
-/// Waits until the listener has given up on the connections that are still open.
-async fn closed(semaphore: &tokio::sync::Semaphore) {
-    while !semaphore.is_closed() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    fn sweep(&self) {
+        self.connections.sweep();
     }
 }

@@ -1,6 +1,5 @@
-//! Upgraded connections (WebSocket): once the function has answered 101, bytes pass both ways until one side ends or both are silent.
+//! Upgraded connections (WebSocket): once the far side has answered 101, bytes pass both ways until one side ends or both are silent.
 
-use super::forward::Exchange;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -17,36 +16,42 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Joins the two sides in a task of its own, which holds the exchange (and with it the container) until the end.
-pub(super) fn join(
+/// Joins the two sides in a task of its own, which calls `ended` when it is over. Either token cuts it: `draining` belongs to this
+/// process, `gone` to the far side.
+pub fn join(
     client: OnUpgrade,
-    function: OnUpgrade,
-    exchange: Exchange,
+    far: OnUpgrade,
     idle_timeout: Duration,
     draining: CancellationToken,
+    gone: CancellationToken,
+    ended: impl FnOnce() + 'static,
 ) {
     tokio::task::spawn_local(async move {
-        let (client, function) = match tokio::try_join!(client, function) {
-            Ok(sides) => sides,
-            Err(error) => {
-                tracing::debug!(%error, "an upgrade did not come about");
-                return exchange.finish(false);
-            }
-        };
-        let last = Rc::new(Cell::new(Instant::now()));
-        let mut client = Watched { io: TokioIo::new(client), last: Rc::clone(&last) };
-        let mut function = Watched { io: TokioIo::new(function), last: Rc::clone(&last) };
-        let result = tokio::select! {
-            result = tokio::io::copy_bidirectional(&mut client, &mut function) => result.map(|_| ()),
-            () = silent(&last, idle_timeout) => Err(io::ErrorKind::TimedOut.into()),
-            // Leaving: the function sees its socket end, and so does the client.
-            () = draining.cancelled() => Ok(()),
-        };
-        if let Err(error) = result {
+        if let Err(error) = joined(client, far, idle_timeout, draining, gone).await {
             tracing::debug!(%error, "an upgraded connection ended");
         }
-        exchange.finish(false);
+        ended();
     });
+}
+
+async fn joined(
+    client: OnUpgrade,
+    far: OnUpgrade,
+    idle_timeout: Duration,
+    draining: CancellationToken,
+    gone: CancellationToken,
+) -> io::Result<()> {
+    let (client, far) = tokio::try_join!(client, far).map_err(io::Error::other)?;
+    let last = Rc::new(Cell::new(Instant::now()));
+    let mut client = Watched { io: TokioIo::new(client), last: Rc::clone(&last) };
+    let mut far = Watched { io: TokioIo::new(far), last: Rc::clone(&last) };
+    tokio::select! {
+        result = tokio::io::copy_bidirectional(&mut client, &mut far) => result.map(|_| ()),
+        () = silent(&last, idle_timeout) => Err(io::ErrorKind::TimedOut.into()),
+        // Leaving: both sides see their socket end.
+        () = draining.cancelled() => Ok(()),
+        () = gone.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
+    }
 }
 
 async fn silent(last: &Cell<Instant>, idle_timeout: Duration) {

@@ -1,7 +1,6 @@
-//! The listener: accepts, bounds the number of connections, deals them out to the workers, and drains.
+//! The listener: accepts, bounds the number of connections, deals them out to worker threads, and drains. It reads no byte.
 
-use super::{Config, Metrics, Shared, worker};
-use crate::{catalog::Catalog, handler::Handler};
+use futures_util::FutureExt;
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -10,17 +9,35 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// A connection on its way to a worker, with its place among the open ones.
-pub(super) struct Accepted {
+pub struct Accepted {
+    /// The connection.
     pub stream: std::net::TcpStream,
+    /// The other side.
     pub peer: SocketAddr,
+    /// Its place; given back when it is dropped.
     pub place: OwnedSemaphorePermit,
 }
 
 /// Connections that wait for one worker; few, since a worker only has to take them over.
 const HANDOVER_MAX: usize = 64;
+/// How long accepting waits after an error such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long workers may take to close what was cut.
+const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The running proxy.
-pub struct Proxy {
+/// How a listener is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The threads' name.
+    pub name: &'static str,
+    /// Worker threads; 0 means one per core.
+    pub workers: usize,
+    /// Open connections; beyond it new ones wait in the kernel's queue.
+    pub connections_max: usize,
+}
+
+/// A running listener.
+pub struct Listener {
     addr: SocketAddr,
     accepting: CancellationToken,
     draining: CancellationToken,
@@ -30,37 +47,35 @@ pub struct Proxy {
     connections_max: usize,
 }
 
-impl Proxy {
-    /// Serves on `listener` until [`Proxy::shutdown`].
+impl Listener {
+    /// Accepts on `listener` until [`Listener::shutdown`]. Each worker thread calls `run` with the connections dealt to it; it must
+    /// return once they are closed and the channel has ended. `draining` is cancelled when connections should come to their end.
     ///
     /// # Errors
     /// When a worker thread cannot be started.
     pub fn start(
         listener: std::net::TcpListener,
-        config: Config,
-        catalog: Arc<Catalog>,
-        handler: Arc<Handler>,
-        metrics: Arc<Metrics>,
-        manage: axum::Router,
+        options: Options,
+        draining: CancellationToken,
+        run: impl Fn(mpsc::Receiver<Accepted>) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
-        let (accepting, draining) = (CancellationToken::new(), CancellationToken::new());
-        let count = match config.workers {
+        let accepting = CancellationToken::new();
+        let count = match options.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let connections_max = config.connections_max;
+        // The semaphore is drained by one acquisition of all places, whose number is 32 bits wide.
+        let connections_max = options.connections_max.clamp(1, u32::MAX as usize >> 4);
         let open = Arc::new(Semaphore::new(connections_max));
-        let main = tokio::runtime::Handle::current();
-        let shared = Arc::new(Shared { config, catalog, handler, metrics, manage, main, draining: draining.clone() });
         let mut senders = Vec::with_capacity(count);
         let mut workers = Vec::with_capacity(count);
         for n in 0..count {
             let (sender, receiver) = mpsc::channel(HANDOVER_MAX);
-            let shared = Arc::clone(&shared);
-            workers.push(std::thread::Builder::new().name(format!("proxy-{n}")).spawn(move || worker::run(shared, receiver))?);
+            let run = run.clone();
+            workers.push(std::thread::Builder::new().name(format!("{}-{n}", options.name)).spawn(move || run(receiver))?);
             senders.push(sender);
         }
         let accept_task = tokio::spawn(accept(listener, senders, Arc::clone(&open), accepting.clone()));
@@ -73,7 +88,7 @@ impl Proxy {
         self.addr
     }
 
-    /// Stops accepting, lets every connection finish the request it is at, and returns when all are closed or `grace` is over.
+    /// Stops accepting, lets every connection finish the requests it is at, and returns when all are closed or `grace` is over.
     /// Returns the number of connections that were cut.
     pub async fn shutdown(self, grace: Duration) -> usize {
         self.accepting.cancel();
@@ -84,13 +99,14 @@ impl Proxy {
         let cut = if finished { 0 } else { self.connections_max - self.open.available_permits() };
         self.open.close();
         let workers = self.workers;
-        // Workers end when the accept task has dropped their senders and the grace is over; they hold no state to save.
-        let _ = tokio::task::spawn_blocking(move || {
+        // Workers end when the accept task has dropped their senders and the grace is over; they hold no state to save, so that one
+        // that hangs is left to the end of the process.
+        let joined = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 let _ = worker.join();
             }
-        })
-        .await;
+        });
+        let _ = tokio::time::timeout(CUT_TIMEOUT, joined).await;
         cut
     }
 }
@@ -98,23 +114,34 @@ impl Proxy {
 async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<Accepted>>, open: Arc<Semaphore>, stop: CancellationToken) {
     let mut next = 0_usize;
     loop {
+        // Both branches are cancel-safe: a connection that was not returned stays in the kernel's queue.
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             accepted = accept_one(&listener, &open) => accepted,
         };
-        let (stream, peer, place) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok(accepted) => deal(accepted, &workers, &mut next).await,
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the kernel's queue, and spinning would not help it.
                 tracing::warn!(%error, "cannot accept; trying again shortly");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-        };
-        let Ok(stream) = stream.into_std() else { continue };
-        next = (next + 1) % workers.len();
-        let _ = workers[next].send(Accepted { stream, peer, place }).await;
+        }
     }
+    // Closing the socket resets what still waits in its queue, so that it is emptied first.
+    while let Some(Ok(accepted)) = accept_one(&listener, &open).now_or_never() {
+        deal(accepted, &workers, &mut next).await;
+    }
+}
+
+async fn deal(
+    (stream, peer, place): (TcpStream, SocketAddr, OwnedSemaphorePermit),
+    workers: &[mpsc::Sender<Accepted>],
+    next: &mut usize,
+) {
+    let Ok(stream) = stream.into_std() else { return };
+    *next = (*next + 1) % workers.len();
+    let _ = workers[*next].send(Accepted { stream, peer, place }).await;
 }
 
 async fn accept_one(listener: &TcpListener, open: &Arc<Semaphore>) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {

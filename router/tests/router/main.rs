@@ -1,0 +1,7 @@
+//! The router against stub nodes: real sockets on loopback, one process.
+
+mod hostile;
+mod retry;
+mod streams;
+mod stub;
+mod tls;
