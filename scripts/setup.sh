@@ -104,6 +104,24 @@ ensure() {
   done
 }
 
+# Below target, so that it goes with `make clean`. Run by the Node.js of the container image, since it needs a new one.
+ensure_registry() {
+  cmp --silent tests/registry/package.json target/registry/package.json && return
+  say 'installing a local npm registry (verdaccio) into target/registry'
+  mkdir -p target/registry
+  cp tests/registry/package.json target/registry/package.json.new
+  (
+    cd target/registry
+    rm -rf node_modules package-lock.json package.json
+    cp package.json.new package.json
+    npm install --omit=dev --no-audit --no-fund --ignore-scripts --engine-strict=false --loglevel=error || {
+      rm package.json
+      exit 1
+    }
+    rm package.json.new
+  )
+}
+
 # In a virtual environment, which no other program of this machine sees.
 ensure_aws() {
   command -v moto_server >/dev/null && return
@@ -123,7 +141,7 @@ if ! command -v python3 >/dev/null; then
 fi
 case "${1:-}" in
   up) ensure "${UP[@]}" ;;
-  test) ensure "${TEST[@]}" ;;
+  test) ensure "${TEST[@]}" && ensure_registry ;;
   bench) ensure "${BENCH[@]}" ;;
   etcd) ensure "${ETCD[@]}" ;;
   aws) ensure_aws ;;

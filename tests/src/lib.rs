@@ -4,11 +4,13 @@
 mod docker;
 mod hearth;
 mod http;
+mod registry;
 mod socket_gate;
 
 pub use docker::{Container, Docker};
 pub use hearth::{Hearth, Options};
 pub use http::{Answer, RawConnection};
+pub use registry::{Package, Registry};
 pub use socket_gate::SocketGate;
 
 use std::{
