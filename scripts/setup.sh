@@ -109,6 +109,24 @@ ensure() {
 
 has_moto() { command -v "$1" >/dev/null && "$1" -c 'import moto.server' 2>/dev/null; }
 
+# Below target, so that it goes with `make clean`. Run by the Node.js of the container image, since it needs a new one.
+ensure_registry() {
+  cmp --silent tests/registry/package.json target/registry/package.json && return
+  say 'installing a local npm registry (verdaccio) into target/registry'
+  mkdir -p target/registry
+  cp tests/registry/package.json target/registry/package.json.new
+  (
+    cd target/registry
+    rm -rf node_modules package-lock.json package.json
+    cp package.json.new package.json
+    npm install --omit=dev --no-audit --no-fund --ignore-scripts --engine-strict=false --loglevel=error || {
+      rm package.json
+      exit 1
+    }
+    rm package.json.new
+  )
+}
+
 # In a virtual environment, which no other program of this machine sees.
 ensure_aws() {
   has_moto target/aws-stand-in/bin/python && return
@@ -137,6 +155,7 @@ case "${1:-}" in
   test)
     ensure "${TEST[@]}"
     ensure_aws
+    ensure_registry
     ;;
   bench) ensure "${BENCH[@]}" ;;
   etcd) ensure "${ETCD[@]}" ;;

@@ -15,6 +15,7 @@ const RECEIVE_WAIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(builder: Arc<Builder>, worker: usize) {
+    abandon(&builder, worker).await;
     while !builder.leaving.is_cancelled() {
         let mut receive = builder.deps.queue.receive(RECEIVE_WAIT, builder.config.visibility);
         let received = tokio::select! {
@@ -55,9 +56,10 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
         outcome = builder.build(job, worker) => outcome,
         lost = heartbeat(builder, delivery) => {
             tracing::warn!(module = %job.spec, %lost, "another worker has this build now");
-            return;
+            return abandon(builder, worker).await;
         }
         () = builder.leaving.cancelled() => {
+            abandon(builder, worker).await;
             let mut queued = record.clone();
             queued.state = BuildState::Queued;
             let _ = builder.deps.functions.put_module(queued, Some(&record)).await;
@@ -65,6 +67,13 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
         }
     };
     finish(builder, delivery, record, outcome, began.elapsed()).await;
+}
+
+/// Ends what is left of a build that this worker no longer follows.
+async fn abandon(builder: &Builder, worker: usize) {
+    if let Err(error) = builder.abandon(worker).await {
+        tracing::warn!(worker, %error, "a container of an abandoned build could not be removed; the next build removes it");
+    }
 }
 
 /// Takes the record for this worker: one more attempt, a higher epoch. None when there is nothing to do.

@@ -12,6 +12,7 @@ mod hearth;
 mod http;
 mod load;
 mod process;
+mod registry;
 mod socket_gate;
 
 pub use aws::{AwsWorld, Process, Role};
@@ -22,6 +23,7 @@ pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};
 pub use load::{Load, Outcome, Plan, Report, Sample};
 pub use process::free_port;
+pub use registry::{Package, Registry};
 pub use socket_gate::SocketGate;
 
 use std::{
