@@ -84,18 +84,16 @@ impl Exceptions {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Splits into shards, by number; the overflow goes into shard 0. Shards without content are left out.
+    /// Splits into shards, by number. Shard 0 is always there: it has the overflow, and keeps generation and epoch when there are
+    /// no exceptions left; written first, it is also where a leader that is late fails. Other shards without content are left out.
     #[must_use]
     pub fn split(&self) -> BTreeMap<u32, Self> {
         let empty = || Self { schema: self.schema, generation: self.generation, epoch: self.epoch, ..Self::default() };
-        let mut shards = BTreeMap::new();
+        let mut shards = BTreeMap::from([(0, Self { overflow: self.overflow.clone(), ..empty() })]);
         for (path, exception) in &self.containers {
             if let Some(number) = shard_of(path) {
                 shards.entry(number).or_insert_with(empty).containers.insert(path.clone(), exception.clone());
             }
-        }
-        if !self.overflow.is_empty() {
-            shards.entry(0).or_insert_with(empty).overflow.clone_from(&self.overflow);
         }
         shards
     }

@@ -35,4 +35,4 @@ pub use record::{NodeName, NodeRecord, NodeState};
 pub use registration::{Registration, RegistrationError, RegistrationStatus};
 pub use ring::RingConfig;
 pub use table::{CANDIDATES_MAX, Candidates, RouteTable, TableNode};
-pub use watch::{StartError, TableWatch, WatchConfig};
+pub use watch::{Probe, StartError, TableWatch, WatchConfig};

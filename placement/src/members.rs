@@ -145,23 +145,27 @@ impl Members {
 
     fn vanish(&mut self, name: &NodeName, now: Instant) -> bool {
         let Some(record) = self.nodes.remove(name) else { return false };
-        // A node that said it would leave leaves.
-        if record.state == NodeState::Draining {
-            return true;
-        }
         while self.vanished.front().is_some_and(|(at, _)| now.duration_since(*at) > self.rule.window) {
             self.vanished.pop_front();
         }
-        let known = self.nodes.len() + self.vanished.len() + self.suspects.len() + 1;
-        self.vanished.push_back((now, record));
+        // A node that said it would leave leaves, and raises no suspicion.
+        if record.state == NodeState::Active {
+            self.vanished.push_back((now, record.clone()));
+        }
         let together = self.vanished.len() + self.suspects.len();
-        if together >= 2 && together as f64 > self.rule.share * known as f64 {
+        let known = self.nodes.len() + together;
+        // The last of all never goes on the coordinator's word alone: an empty table answers nothing.
+        let is_last = self.nodes.is_empty() && self.suspects.is_empty();
+        if is_last || (together >= 2 && together as f64 > self.rule.share * known as f64) {
             tracing::error!(
                 vanished = together,
                 known,
                 "most nodes vanished from the coordinator at once: it is suspected, not they; they are kept until probes say that they are dead"
             );
             self.suspects.extend(self.vanished.drain(..).map(|(_, record)| (record.name.clone(), record)));
+            if is_last {
+                self.suspects.insert(record.name.clone(), record);
+            }
         }
         true
     }
@@ -287,6 +291,9 @@ mod tests {
         for name in ["a", "b", "c"] {
             members.apply(&gone(name), now);
         }
+        // All but the last, without which there would be no route.
+        assert_eq!(names(&members), [("c".into(), true)]);
+        assert!(members.bury(&draining("c")));
         assert!(names(&members).is_empty());
     }
 }

@@ -114,6 +114,8 @@ struct Planning<'a> {
     input: &'a PlanInput,
     table: RouteTable,
     active: Vec<bool>,
+    /// Active, and its load is known: others neither gain nor lose.
+    eligible: Vec<bool>,
     /// The most that each node may carry.
     caps: Vec<f64>,
     /// What each node carries apart from the known containers, if it handed nothing on.
@@ -163,30 +165,44 @@ impl<'a> Planning<'a> {
         let mean = total / if is_complete { capacities } else { answered_capacity };
         let least = (0..count).filter(|i| active[*i]).map(capacity).fold(f64::INFINITY, f64::min);
         let caps = (0..count).map(|i| (1.0 + input.config.bound) * mean * capacity(i)).collect();
-        let mut known: BTreeMap<&str, f64> = input.previous.containers.keys().map(|path| (path.as_str(), 0.0)).collect();
+        let quantum = input.config.bound * mean * least;
+        let known = Self::known(&answered, input, HOME_BELOW * quantum);
         let mut cold = vec![0.0; count];
         for (index, stats) in answered.iter().enumerate() {
             let Some(stats) = stats else {
                 cold[index] = mean * capacity(index);
                 continue;
             };
-            let mut named = 0.0;
-            for container in stats.containers.iter().filter(|container| container.path.parse::<ContainerPath>().is_ok()) {
-                let load = load(container.request_rate, container.in_flight);
-                named += load;
-                *known.entry(&container.path).or_default() += load;
-            }
+            let named = stats.containers.iter().filter(|container| known.contains_key(container.path.as_str()));
+            let named: f64 = named.map(|container| load(container.request_rate, container.in_flight)).sum();
             let rest = (load(stats.request_rate, stats.in_flight) - named).max(0.0);
             let handed_on = input.measured_under.get(&table.nodes()[index].record.name).copied().unwrap_or(0);
             cold[index] = rest / (1.0 - f64::from(handed_on).min(OVERFLOW_MAX) / 1000.0);
         }
         let assigned = known.into_iter().map(|(path, load)| Self::assign(&table, input, path, load)).collect();
-        let quantum = input.config.bound * mean * least;
+        let eligible = (0..count).map(|index| active[index] && answered[index].is_some()).collect();
         let carried = vec![0.0; count];
-        let mut this = Self { input, table, active, caps, cold, carried, quantum, is_complete, assigned, moves: Vec::new() };
+        let mut this =
+            Self { input, table, active, eligible, caps, cold, carried, quantum, is_complete, assigned, moves: Vec::new() };
         // The heaviest first, then by name: the same whatever the order of the input.
         this.assigned.sort_by(|a, b| b.load.total_cmp(&a.load).then_with(|| a.path.cmp(&b.path)));
         Some(this)
+    }
+
+    /// The containers that are planned one by one: those with an exception, and those that are heavy enough to matter. What is
+    /// lighter counts as part of what its node carries anyway.
+    fn known<'b>(answered: &[Option<&'b NodeStats>], input: &'b PlanInput, least: f64) -> BTreeMap<&'b str, f64> {
+        let mut known: BTreeMap<&str, f64> = BTreeMap::new();
+        for container in answered.iter().flatten().flat_map(|stats| &stats.containers) {
+            if container.path.parse::<ContainerPath>().is_ok() {
+                *known.entry(&container.path).or_default() += load(container.request_rate, container.in_flight);
+            }
+        }
+        known.retain(|path, load| *load >= least || input.previous.containers.contains_key(*path));
+        for path in input.previous.containers.keys() {
+            known.entry(path).or_default();
+        }
+        known
     }
 
     fn assign(table: &RouteTable, input: &PlanInput, path: &str, load: f64) -> Assigned {
@@ -220,7 +236,7 @@ impl<'a> Planning<'a> {
             if !seen.insert(index) {
                 continue;
             }
-            if self.active[at] && !container.nodes.contains(&index) && self.carried[at] + share <= self.caps[at] {
+            if self.eligible[at] && !container.nodes.contains(&index) && self.carried[at] + share <= self.caps[at] {
                 return Some(index);
             }
             if seen.len() >= active {
@@ -264,7 +280,7 @@ impl<'a> Planning<'a> {
 
     /// Where no node has room, the one that is fullest least; of equals the first by name.
     fn emptiest(&self, container: &Assigned) -> Option<u16> {
-        let free = (0..self.active.len() as u16).filter(|i| self.active[usize::from(*i)] && !container.nodes.contains(i));
+        let free = (0..self.eligible.len() as u16).filter(|i| self.eligible[usize::from(*i)] && !container.nodes.contains(i));
         let full = |index: u16| self.carried[usize::from(index)] / self.caps[usize::from(index)];
         free.min_by(|a, b| full(*a).total_cmp(&full(*b)))
     }
@@ -303,7 +319,7 @@ impl<'a> Planning<'a> {
             }
         }
         for index in 0..self.carried.len() {
-            while self.active[index]
+            while self.eligible[index]
                 && self.carried[index] > self.caps[index] * (1.0 + 1e-9)
                 && self.moves.len() < self.input.config.moves_max
             {
@@ -338,6 +354,12 @@ impl<'a> Planning<'a> {
         for index in (0..self.cold.len()).filter(|index| self.active[*index]) {
             let name = self.name(index as u16);
             let before = self.input.previous.overflow.get(&name).copied().unwrap_or(0);
+            if !self.eligible[index] {
+                if before > 0 {
+                    overflow.insert(name, before);
+                }
+                continue;
+            }
             let hot = self.carried[index] - self.cold[index] * (1.0 - self.handed_on(index));
             let needed = if self.cold[index] > 0.0 { 1.0 - (self.caps[index] - hot) / self.cold[index] } else { 0.0 };
             let needed = (needed * 1000.0).ceil().clamp(0.0, OVERFLOW_MAX) as u16;

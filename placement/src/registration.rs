@@ -68,6 +68,7 @@ struct Held {
     lease: Option<LeaseId>,
     revision: Option<i64>,
     state: Option<NodeState>,
+    was_registered: bool,
 }
 
 /// A registered node. Dropping it stops the renewal, so that the lease ends; [`Self::leave`] is the polite way.
@@ -206,7 +207,7 @@ impl Shared {
             match self.coordinator.keep_alive(lease).await {
                 Ok(_) => {}
                 // Everything that the lease held is gone with it.
-                Err(CoordinatorError::LeaseGone) => *held = Held::default(),
+                Err(CoordinatorError::LeaseGone) => *held = Held { was_registered: held.was_registered, ..Held::default() },
                 Err(error) => return Err(error.into()),
             }
         }
@@ -219,36 +220,34 @@ impl Shared {
         let precondition = match &found {
             None => Precondition::Absent,
             Some(item) if Some(item.mod_revision) == held.revision && held.state == Some(wanted.state) => return Ok(()),
-            Some(item) if self.may_replace(&wanted, &item.value)? => Precondition::ModRevision(item.mod_revision),
-            Some(_) => Precondition::Absent,
+            Some(item) => {
+                self.check_holder(&wanted, &item.value, held.was_registered)?;
+                Precondition::ModRevision(item.mod_revision)
+            }
         };
-        if found.is_none() && held.revision.is_some() {
+        if found.is_none() && held.was_registered {
             tracing::warn!(key = self.key, "the key was gone while the node lives; it is put again");
         }
         let revision = self.coordinator.put(&self.key, wanted.encode(), precondition, Some(lease)).await?;
         held.revision = Some(revision);
         held.state = Some(wanted.state);
+        held.was_registered = true;
         Ok(())
     }
 
-    /// Our own record, garbage, and the record of a process that cannot live any more are replaced.
-    fn may_replace(&self, wanted: &NodeRecord, found: &[u8]) -> Result<bool, RegistrationError> {
+    /// Our own record, garbage, and the record of a process that cannot live any more may be replaced.
+    fn check_holder(&self, wanted: &NodeRecord, found: &[u8], was_registered: bool) -> Result<(), RegistrationError> {
         let Ok(found) = NodeRecord::decode(wanted.name.as_str(), found) else {
             tracing::error!(key = self.key, "garbage under this node's key is replaced");
-            return Ok(true);
+            return Ok(());
         };
-        if found.incarnation == wanted.incarnation {
-            return Ok(true);
+        // Who listens on an address that another had knows that the other is dead. Only at the start: two living
+        // processes that claim one address must not take turns.
+        let has_its_place = found.data_addr == wanted.data_addr && found.control_addr == wanted.control_addr;
+        if found.incarnation == wanted.incarnation || (has_its_place && !was_registered) {
+            return Ok(());
         }
-        let never_held = matches!(*self.status.borrow(), RegistrationStatus::Unknown);
-        // Only at the start: two living processes that claim one address must not take turns.
-        if never_held && found.data_addr == wanted.data_addr && found.control_addr == wanted.control_addr {
-            return Ok(true);
-        }
-        Err(RegistrationError::NameHeld {
-            name: wanted.name.to_string(),
-            holder: found.data_addr.to_string(),
-            incarnation: found.incarnation,
-        })
+        let name = wanted.name.to_string();
+        Err(RegistrationError::NameHeld { name, holder: found.data_addr.to_string(), incarnation: found.incarnation })
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     table::RouteTable,
 };
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -110,6 +111,25 @@ pub enum StartError {
     },
 }
 
+/// Finds out whether a node lives that has vanished from the coordinator together with many others.
+#[async_trait]
+pub trait Probe: Send + Sync + 'static {
+    /// Whether the node answers. Bounded by a deadline of its own.
+    async fn is_alive(&self, node: &NodeRecord) -> bool;
+}
+
+/// A node that takes a connection at its data address lives.
+struct ConnectProbe {
+    deadline: Duration,
+}
+
+#[async_trait]
+impl Probe for ConnectProbe {
+    async fn is_alive(&self, node: &NodeRecord) -> bool {
+        matches!(timeout(self.deadline, TcpStream::connect(node.data_addr)).await, Ok(Ok(_)))
+    }
+}
+
 struct Shared {
     table: ArcSwap<RouteTable>,
     /// When the coordinator was last known to agree, as milliseconds since `started`, plus one; 0 means never.
@@ -151,6 +171,21 @@ impl TableWatch {
         config: WatchConfig,
         snapshot_path: Option<PathBuf>,
     ) -> Result<Self, StartError> {
+        let probe = Arc::new(ConnectProbe { deadline: config.probe_deadline });
+        Self::start_with(coordinator, prefix, config, snapshot_path, probe).await
+    }
+
+    /// As [`Self::start`], with another way to find out whether a suspect lives.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        coordinator: Arc<dyn Coordinator>,
+        prefix: &str,
+        config: WatchConfig,
+        snapshot_path: Option<PathBuf>,
+        probe: Arc<dyn Probe>,
+    ) -> Result<Self, StartError> {
         let rule = MassRule { share: config.mass_share, window: config.mass_window };
         let mut members = Members::new(prefix, rule);
         let on_disk = snapshot_path.as_deref().and_then(|path| snapshot::load(path, prefix));
@@ -181,10 +216,12 @@ impl TableWatch {
             snapshot_path,
             members,
             revision,
+            listed: 0,
             shared: shared.clone(),
             reason: reason_out,
             failures: HashMap::new(),
             behind: 0,
+            probe,
         };
         let stop = owner.stop.clone();
         owner.tasks.spawn(async move {
@@ -264,10 +301,13 @@ struct Follower {
     snapshot_path: Option<PathBuf>,
     members: Members,
     revision: i64,
+    /// The revision of the last listing.
+    listed: i64,
     shared: Arc<Shared>,
     reason: watch::Sender<String>,
     failures: HashMap<NodeRecord, u32>,
     behind: u32,
+    probe: Arc<dyn Probe>,
 }
 
 impl Follower {
@@ -305,6 +345,7 @@ impl Follower {
         let is_changed = self.members.replace(&listing.items, Instant::now());
         let is_first = self.shared.confirmed_ms.load(Ordering::Acquire) == 0;
         self.revision = listing.revision;
+        self.listed = listing.revision;
         if is_changed || is_first {
             self.publish().await;
         }
@@ -385,11 +426,13 @@ impl Follower {
                 crate::coordinator::Event::Put(item) => item.mod_revision,
                 crate::coordinator::Event::Delete { revision, .. } => *revision,
             };
-            if at > self.revision {
+            // A listing while the watch went on holds what the watch brings later. Progress says nothing here: etcd before
+            // 3.4.25 lets it overtake changes.
+            if at > self.listed {
                 is_changed |= self.members.apply(event, now);
+                self.revision = self.revision.max(at);
             }
         }
-        self.revision = self.revision.max(batch.revision);
         is_changed
     }
 
@@ -437,13 +480,10 @@ impl Follower {
     async fn probe(&mut self) {
         let suspects = self.members.suspects();
         self.failures.retain(|node, _| suspects.contains(node));
-        let deadline = self.config.probe_deadline;
-        let probes = suspects.into_iter().map(|node| async move {
-            let is_alive = matches!(timeout(deadline, TcpStream::connect(node.data_addr)).await, Ok(Ok(_)));
-            (node, is_alive)
-        });
+        let probe = self.probe.clone();
+        let probes = suspects.into_iter().map(|node| async { (probe.is_alive(&node).await, node) });
         let mut is_changed = false;
-        for (node, is_alive) in futures_util::future::join_all(probes).await {
+        for (is_alive, node) in futures_util::future::join_all(probes).await {
             let failures = self.failures.entry(node.clone()).or_default();
             *failures = if is_alive { 0 } else { *failures + 1 };
             if *failures >= self.config.probe_failures_max {

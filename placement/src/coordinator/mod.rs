@@ -71,7 +71,7 @@ pub enum Event {
 /// What a watch gives: changes up to a revision, or none, which is a sign of life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// All changes up to here have been given.
+    /// All changes up to here have been given, except that a progress notice of etcd before 3.4.25 may be ahead of them.
     pub revision: i64,
     /// In order.
     pub events: Vec<Event>,
