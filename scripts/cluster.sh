@@ -12,6 +12,9 @@ READY_S=120
 LEAVE_S=60
 NODES=(node-a node-b node-c)
 ROUTERS=(router-1 router-2)
+# The first router's; the second has the next.
+ROUTER_PORT=${ROUTER_PORT:-8080}
+ROUTER_OPS_PORT=${ROUTER_OPS_PORT:-9090}
 # The order in which they start; they stop in the other.
 ALL=(etcd stand-in "${NODES[@]}" builder "${ROUTERS[@]}")
 
@@ -29,7 +32,7 @@ pid_of() { cat "$dir/$1/pid" 2>/dev/null || true; }
 lives() {
   local pid
   pid=$(pid_of "$1")
-  [ -n "$pid" ] && [ -e "/proc/$pid" ] && tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "HEARTH_CLUSTER_MEMBER=$dir/$1"
+  [ -n "$pid" ] && [ -e "/proc/$pid" ] && tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "CLUSTER_MEMBER=$dir/$1"
 }
 
 free_ports() { # as many as are asked for, at once, so that they differ
@@ -45,7 +48,7 @@ start() {
   rm -f "$dir/$name/announced.json"
   local command=()
   mapfile -t command <"$dir/$name/command"
-  HEARTH_CLUSTER_MEMBER=$dir/$name AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION=us-east-1 \
+  CLUSTER_MEMBER=$dir/$name AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION=us-east-1 \
     setsid "${command[@]}" >>"$dir/$name/log" 2>&1 </dev/null &
   echo $! >"$dir/$name/pid"
 }
@@ -148,8 +151,8 @@ END
   for n in "${!ROUTERS[@]}"; do
     configure "${ROUTERS[n]}" router <<END
 [router]
-listen = "127.0.0.1:$((8080 + n))"
-ops_listen = "127.0.0.1:$((9080 + n))"
+listen = "127.0.0.1:$((ROUTER_PORT + n))"
+ops_listen = "127.0.0.1:$((ROUTER_OPS_PORT + n))"
 END
   done
   for name in "${NODES[@]}" builder "${ROUTERS[@]}"; do start "$name"; done

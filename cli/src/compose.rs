@@ -38,10 +38,10 @@ pub async fn run(config: Config) -> Result<()> {
 /// A router; the one of them that is elected plans where containers go.
 async fn route(config: Config, coordination: Coordination) -> Result<()> {
     let settings = config.settings;
-    let deps = hearth_router::Deps { table: Arc::clone(&coordination.table) };
+    let deps = hearth_router::Deps { routes: Arc::new(coordination.table.clone()) };
     let router = Router::start(settings.router.clone(), deps).await.context("starting the router")?;
     let planning = CancellationToken::new();
-    let planner = tokio::spawn(coordination.plan(&settings, planning.clone()));
+    let planner = tokio::spawn(coordination.planner(&settings, planning.clone())?);
     announce(&config.announce, router.addr(), router.ops_addr(), serde_json::json!({}))?;
     wait_for_signal().await?;
     tracing::info!("leaving; a second signal ends this at once");
@@ -79,7 +79,7 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
         manage::bootstrap_admin_token(&*stores.functions, &token_file).await?;
     }
     let node = match config.role {
-        Role::Builder => None,
+        Role::Router | Role::Builder => None,
         Role::Up | Role::Node => {
             let deps = hearth_node::Deps {
                 stores: stores.clone(),
@@ -96,7 +96,7 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
         }
     };
     let builder = match config.role {
-        Role::Node => None,
+        Role::Router | Role::Node => None,
         Role::Up | Role::Builder => {
             let catalog = node.as_ref().map(|n| Arc::clone(n.catalog()));
             let notices = coordination.notices.clone();
@@ -116,6 +116,13 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
             Some(Builder::start(settings.builder.clone(), deps).context("starting the builder")?)
         }
     };
+    // Nodes that share a store without etcd hear nothing of each other: each looks for itself.
+    if let Some(node) = &node
+        && node.control_addr().is_none()
+        && settings.store.as_ref().is_some_and(hearth_store::Config::is_shared)
+    {
+        node.catalog().set_news(false);
+    }
     match &node {
         Some(node) => announce_node(node, &config.announce, &token_file, config.role)?,
         None => say(&config.announce, &serde_json::json!({}))?,
@@ -235,7 +242,7 @@ fn announce_node(node: &Node, file: &Option<PathBuf>, token_file: &Path, role: R
 fn tell(notices: &Notices, path: &FunctionPath) {
     let (notices, path) = (notices.clone(), path.to_string());
     tokio::spawn(async move {
-        if let Err(error) = notices.publish(ChangeNotice { path, origin: "builder".into() }).await {
+        if let Err(error) = notices.publish(&ChangeNotice { path, origin: "builder".into() }).await {
             tracing::warn!(%error, "nodes cannot be told that a version went live");
         }
     });

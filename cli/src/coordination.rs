@@ -3,8 +3,14 @@
 use crate::config::{Role, Settings};
 use anyhow::{Context, Result};
 use hearth_node::cluster;
-use hearth_placement::{self as placement, Coordinator, Notices, TableWatch, WatchConfig};
-use std::{path::Path, sync::Arc};
+use hearth_placement::{
+    self as placement, ControlTls, Coordinator, Leader, LeaderConfig, Notices, TableWatch, WatchConfig, control::ControlStats,
+};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How long the planner waits for one node to say what it carries.
+const STATS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Membership, routing table and news.
 pub struct Coordination {
@@ -32,8 +38,25 @@ impl Coordination {
         let prefix = settings.placement.prefix();
         let kept = (role == Role::Router).then_some(snapshot);
         let table = TableWatch::start(Arc::clone(&coordinator), prefix, WatchConfig::default(), kept).await?;
-        let notices = Notices::start(Arc::clone(&coordinator), prefix);
+        let notices = Notices::new(Arc::clone(&coordinator), prefix);
         Ok(Self { coordinator, table, notices })
+    }
+
+    /// Stands for election among the routers, and plans when elected, until told to stop.
+    ///
+    /// # Errors
+    /// When the certificates for control calls cannot be read.
+    pub fn planner(&self, settings: &Settings, stop: CancellationToken) -> Result<impl Future<Output = ()> + Send + 'static> {
+        let tls = settings.router.nodes_tls.as_ref().map(|files| {
+            let ca = files.ca.clone().context("router.nodes_tls.ca is missing")?;
+            let read = ControlTls::read(&ca, &files.cert, &files.key, cluster::ROLE);
+            read.map_err(|(path, source)| anyhow::Error::new(source).context(format!("router.nodes_tls: {}", path.display())))
+        });
+        let stats = Arc::new(ControlStats::new(tls.transpose()?, STATS_TIMEOUT));
+        let name = format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
+        let prefix = settings.placement.prefix();
+        let leader = Leader::new(Arc::clone(&self.coordinator), prefix, &name, stats, LeaderConfig::default());
+        Ok(leader.run(stop))
     }
 
     /// A node's place among others; none on a machine by itself.

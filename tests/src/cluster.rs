@@ -232,7 +232,7 @@ impl Cluster {
         }
         for router in &self.routers {
             let text = format!(
-                "data_dir = \"data\"\ngrace = \"10s\"\n[router]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:0\"\n{placement}",
+                "data_dir = \"data\"\ngrace = \"10s\"\n[router]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:0\"\ndrain_lead = \"1s\"\n{placement}",
                 free_port()
             );
             fs::write(router.config_file(), text).expect("a file");

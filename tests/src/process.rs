@@ -29,12 +29,6 @@ impl Process {
         Self { name: name.to_owned(), log: log.to_owned(), child: Some(child) }
     }
 
-    /// What it is called.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// What it has printed.
     #[must_use]
     pub fn log(&self) -> String {

@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 
 /// News that waits for etcd; what is more becomes one "everything may have changed".
 const WAITING_MAX: usize = 1_024;
+/// Stands for everything; no name looks like it.
+const EVERYTHING: &str = "*";
 /// How long news waits after it could not be sent.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// News comes from where the table comes from: with a table this old, it may have been missed. Several times what an idle etcd lets pass.
@@ -87,7 +89,7 @@ pub(super) struct Counters {
 
 /// Tells the other nodes what is changed here, until the channel closes.
 pub(super) async fn tell(
-    notices: Arc<Notices>,
+    notices: Notices,
     origin: NodeName,
     catalog: Arc<Catalog>,
     mut changes: mpsc::Receiver<Change>,
@@ -110,10 +112,10 @@ pub(super) async fn tell(
         }
         if waiting.len() > WAITING_MAX || catalog.take_untold() {
             waiting.clear();
-            waiting.push_back(ChangeNotice::EVERYTHING.to_owned());
+            waiting.push_back(EVERYTHING.to_owned());
         }
         while let Some(path) = waiting.front() {
-            match notices.publish(ChangeNotice { path: path.clone(), origin: origin.to_string() }).await {
+            match notices.publish(&ChangeNotice { path: path.clone(), origin: origin.to_string() }).await {
                 Ok(()) => {
                     counters.told.fetch_add(1, Relaxed);
                     waiting.pop_front();
@@ -144,7 +146,8 @@ pub(super) async fn hear(applier: Arc<Applier>, own: NodeName, mut notices: mpsc
                     applier.resync().await;
                 }
             },
-            Notice::Resync => {
+            Notice::Resync { reason } => {
+                tracing::info!(reason, "looking at everything again");
                 counters.resyncs.fetch_add(1, Relaxed);
                 applier.resync().await;
             }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming};
 
 /// The name in every node's certificate, by which those who call a node know that it is one.
-const ROLE: &str = "node";
+pub const ROLE: &str = "node";
 
 /// What the composition root gives a node that is to be one of many.
 pub struct Link {
@@ -37,12 +37,14 @@ pub struct Link {
     pub config: Config,
     /// Its name; the configuration's, or one that the composition root chose.
     pub name: NodeName,
+    /// Below which key the cluster's lie.
+    pub prefix: String,
     /// Membership and news.
     pub coordinator: Arc<dyn Coordinator>,
     /// What routers see.
     pub table: TableWatch,
     /// News of changes.
-    pub notices: Arc<Notices>,
+    pub notices: Notices,
 }
 
 impl Link {
@@ -116,7 +118,6 @@ pub(crate) struct Parts {
 pub(crate) struct Membership {
     registration: Registration,
     config: Config,
-    table: TableWatch,
     asked_to_leave: CancellationToken,
     leaving: CancellationToken,
     control_addr: SocketAddr,
@@ -129,7 +130,7 @@ impl Membership {
     /// # Errors
     /// [`JoinError`]; nothing keeps running then.
     pub async fn join(link: Link, parts: Parts) -> Result<Self, JoinError> {
-        let Link { config, name, coordinator, table, notices } = link;
+        let Link { config, name, prefix, coordinator, table, notices } = link;
         let listen = |source| JoinError::Listen { addr: config.control_listen, source };
         let listener = tokio::net::TcpListener::bind(config.control_listen).await.map_err(listen)?;
         let bound = listener.local_addr().map_err(listen)?;
@@ -163,7 +164,7 @@ impl Membership {
         let (changes, heard) = (parts.catalog.changes(), notices.subscribe());
         tasks.spawn(changes::tell(notices, name.clone(), Arc::clone(&parts.catalog), changes, Arc::clone(&counters)));
         tasks.spawn(changes::hear(applier, name.clone(), heard, counters));
-        tasks.spawn(changes::watch_news(parts.catalog, table.clone()));
+        tasks.spawn(changes::watch_news(parts.catalog, table));
         let record = NodeRecord {
             schema: SCHEMA,
             name,
@@ -175,8 +176,8 @@ impl Membership {
             capacity: config.capacity,
             state: NodeState::Active,
         };
-        let registration = Registration::start(coordinator, record, config.lease_ttl).await?;
-        Ok(Self { registration, config, table, asked_to_leave, leaving, control_addr: bound, tasks })
+        let registration = Registration::start(coordinator, &prefix, record, config.lease_ttl).await?;
+        Ok(Self { registration, config, asked_to_leave, leaving, control_addr: bound, tasks })
     }
 
     /// Where control calls are answered.
@@ -203,17 +204,10 @@ impl Membership {
         self.config.drain_late
     }
 
-    /// Whether the table is fed at the moment.
-    pub fn is_current(&self) -> bool {
-        !self.table.is_stale()
-    }
-
     /// Takes this node's name off the list and ends.
     pub async fn leave(mut self) {
         self.leaving.cancel();
-        if let Err(error) = self.registration.leave().await {
-            tracing::warn!(%error, "this node stays on the list until its lease ends");
-        }
+        self.registration.leave().await;
         self.tasks.shutdown().await;
     }
 }
