@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 
-.PHONY: help up up-aws down image test test-modules check fmt bench clean
+.PHONY: help up up-aws down image test test-modules check fmt bench release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench: ## Measure what the README promises
 	@cargo build --release --locked --package hearth-cli --package hearth-tests --bins
 	@$(HEARTH) image >/dev/null
 	@$(TARGET)/release/bench $(ARGS)
+
+release: ## Build what machines install: binary, units, images, checksums, bill of materials
+	@scripts/setup.sh up
+	@scripts/release.sh $(ARGS)
 
 clean: ## Remove what was built; data directories stay
 	cargo clean

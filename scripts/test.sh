@@ -32,6 +32,12 @@ runtime_tests() {
   done
 }
 
+# The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
+infrastructure_tests() {
+  scripts/setup.sh terraform
+  HEARTH_BINARY="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+}
+
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
 step 'Docker' scripts/dockerd.sh
@@ -42,6 +48,7 @@ if [ "${1:-}" = modules ]; then
   step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
 else
   step 'runtime' runtime_tests
+  step 'infrastructure' infrastructure_tests
   step 'tests' cargo test --workspace --locked --no-fail-fast -- --test-threads 2
 fi
 echo '== done' >&2
