@@ -7,7 +7,7 @@ HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench promises clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench promises release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ bench: ## Measure what the README promises; ARGS='hop cold' for parts, ARGS=--li
 
 promises: ## Fill the README's table from what `make bench` has measured
 	@scripts/promises.py $(ARGS)
+
+release: ## Build what machines install: binary, units, images, checksums, bill of materials
+	@scripts/setup.sh up
+	@scripts/release.sh $(ARGS)
 
 clean: ## Remove what was built; data directories stay
 	cargo clean

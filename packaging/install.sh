@@ -54,7 +54,7 @@ value() { # value KEY: of the environment file
 fill() { # fill TEMPLATE: with the cluster's values; a value that is missing is named
   local text key
   text=$(cat "$1")
-  while read -r key; do
+  for key in $(grep -o '@[A-Z_]*@' "$1" | tr -d @ | sort -u); do
     if [ "$key" = ENDPOINT_URL ]; then
       # Only where a stand-in or an endpoint of another address is used.
       local url
@@ -64,7 +64,7 @@ fill() { # fill TEMPLATE: with the cluster's values; a value that is missing is 
     fi
     [ -n "$(value "$key")" ] || fail "HEARTH_$key is not in $env_file, and $(basename "$1") needs it"
     text=${text//@"$key"@/$(value "$key")}
-  done < <(grep -o '@[A-Z_]*@' "$1" | tr -d @ | sort -u)
+  done
   printf '%s\n' "$text"
 }
 

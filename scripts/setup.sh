@@ -6,6 +6,7 @@
 #   setup.sh bench    that, and what the references of the bench need
 #   setup.sh aws      a stand-in for the AWS services
 #   setup.sh etcd     etcd
+#   setup.sh terraform  what checks the infrastructure's code
 #
 # Packages are installed with apt on Debian and its kin, as root. Elsewhere it names what is missing and ends with 1.
 set -euo pipefail
@@ -144,6 +145,27 @@ ensure_aws() {
   has_moto target/aws-stand-in/bin/python || fail 'the stand-in for AWS services does not load after its installation'
 }
 
+# What reads and checks the infrastructure's code: two virtual environments, since checkov brings an HCL reader of its own under the same name,
+# and the AWS provider's schema as its npm package publishes it.
+ensure_terraform() {
+  local dir=target/terraform-test
+  mkdir -p "$dir"
+  if [ ! -x "$dir/hcl/bin/python" ] || ! "$dir/hcl/bin/python" -c 'import hcl2' 2>/dev/null; then
+    say 'installing python-hcl2 into target/terraform-test'
+    python3 -m venv "$dir/hcl"
+    "$dir/hcl/bin/pip" install --quiet 'python-hcl2==8.1.4'
+  fi
+  if [ ! -x "$dir/checkov/bin/checkov" ]; then
+    say 'installing checkov into target/terraform-test'
+    python3 -m venv "$dir/checkov"
+    "$dir/checkov/bin/pip" install --quiet 'checkov==3.3.30'
+  fi
+  if [ ! -f "$dir/cdktf-provider-aws-21.22.1.tgz" ]; then
+    say "fetching the AWS provider's schema into target/terraform-test"
+    (cd "$dir" && npm pack --silent --ignore-scripts @cdktf/provider-aws@21.22.1 >/dev/null)
+  fi
+}
+
 if ! command -v cargo >/dev/null; then
   fail 'Rust is missing: install it with rustup (stable, 1.94 or newer), then run this again'
 fi
@@ -160,5 +182,6 @@ case "${1:-}" in
   bench) ensure "${BENCH[@]}" ;;
   etcd) ensure "${ETCD[@]}" ;;
   aws) ensure_aws ;;
-  *) fail 'usage: setup.sh up|test|bench|aws|etcd' ;;
+  terraform) ensure_terraform ;;
+  *) fail 'usage: setup.sh up|test|bench|aws|etcd|terraform' ;;
 esac

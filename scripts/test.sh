@@ -45,6 +45,12 @@ oracles() {
   HEARTH_ORACLES=$(realpath "$dir") "$node" --no-warnings --test --test-reporter=dot runtime/oracles/*.test.js
 }
 
+# The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
+infrastructure_tests() {
+  scripts/setup.sh terraform
+  HEARTH_BINARY="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+}
+
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
 step 'Docker' scripts/dockerd.sh
@@ -56,6 +62,7 @@ if [ "${1:-}" = modules ]; then
 else
   step 'runtime' runtime_tests
   step 'oracles' oracles
+  step 'infrastructure' infrastructure_tests
   step 'tests' cargo test --workspace --locked --no-fail-fast -- --test-threads 2
 fi
 echo '== done' >&2

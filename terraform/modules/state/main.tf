@@ -67,7 +67,7 @@ resource "aws_sqs_queue_redrive_allow_policy" "builds_dead" {
 
 data "aws_iam_policy_document" "key" {
   # checkov:skip=CKV_AWS_109:The account's administrators administer the key through their own policies, as for every key; roles get two actions.
-  # checkov:skip=CKV_AWS_111:As above; a key policy applies to its own key only.
+  # checkov:skip=CKV_AWS_111:The administrators of the account, as said; a key policy applies to its own key only.
   # checkov:skip=CKV_AWS_356:In a key policy, * means this key.
   statement {
     sid       = "Administration"
