@@ -7,7 +7,7 @@ HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench promises release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,12 +63,19 @@ check: ## Format, lints, and the rules of this repository
 fmt: ## Format everything
 	cargo fmt --all
 
-bench: ## Measure what the README promises
+bench: ## Measure what the README promises; ARGS='hop cold' for parts, ARGS=--list for their names
 	@scripts/setup.sh bench
 	@scripts/dockerd.sh
 	@cargo build --release --locked --package hearth-cli --package hearth-tests --bins
 	@$(HEARTH) image >/dev/null
 	@$(TARGET)/release/bench $(ARGS)
+
+promises: ## Fill the README's table from what `make bench` has measured
+	@scripts/promises.py $(ARGS)
+
+release: ## Build what machines install: binary, units, images, checksums, bill of materials
+	@scripts/setup.sh up
+	@scripts/release.sh $(ARGS)
 
 clean: ## Remove what was built; data directories stay
 	cargo clean

@@ -32,8 +32,10 @@ function open(root) {
   try {
     const length = data.readUInt32LE(0);
     const index = JSON.parse(data.toString('utf8', 4, 4 + length));
-    if (index.magic !== MAGIC) return null;
-    return { root, files: new Map(Object.entries(index.files)), resolved: new Map(Object.entries(index.resolved)), blobs: data.subarray(4 + length) };
+    const blobs = data.subarray(4 + length);
+    // A file that was cut would give cut sources.
+    if (index.magic !== MAGIC || index.bytes !== blobs.length) return null;
+    return { root, files: new Map(Object.entries(index.files)), resolved: new Map(Object.entries(index.resolved)), blobs };
   } catch {
     return null;
   }
@@ -82,6 +84,8 @@ function installCacheLoader() {
       cachedData: artifact.blobs.subarray(codeAt, codeAt + codeLength),
       importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     });
+    // V8 says so when the code was made by another version of it or under other flags.
+    if (script.cachedDataRejected) return loadJs.call(this, module, filename);
     const compiled = script.runInThisContext();
     compiled.call(module.exports, module.exports, makeRequire(module), module, filename, path.dirname(filename));
   };

@@ -64,7 +64,7 @@ function write(root, { scripts, resolved }) {
     files[filename.slice(root.length)] = [...add(Buffer.from(source, 'utf8')), ...add(script.createCachedData())];
     if (at > TOTAL_MAX) return;
   }
-  const index = Buffer.from(JSON.stringify({ magic: MAGIC, files, resolved }), 'utf8');
+  const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes: at, files, resolved }), 'utf8');
   const head = Buffer.alloc(4);
   head.writeUInt32LE(index.length);
   const dir = path.join(root, CACHE_DIR);

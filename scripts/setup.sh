@@ -6,6 +6,7 @@
 #   setup.sh bench    that, and what the references of the bench need
 #   setup.sh aws      a stand-in for the AWS services
 #   setup.sh etcd     etcd
+#   setup.sh terraform  what checks the infrastructure's code
 #
 # Packages are installed with apt on Debian and its kin, as root. Elsewhere it names what is missing and ends with 1.
 set -euo pipefail
@@ -29,7 +30,10 @@ UP=(
 )
 ETCD=('etcd|etcd-server|coordinates the nodes of a cluster' 'etcdctl|etcd-client|looks into etcd')
 TEST=("${UP[@]}" "${ETCD[@]}" 'ip|iproute2|makes network namespaces in tests')
-BENCH=("${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with')
+BENCH=(
+  "${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with' 'h2load|nghttp2-client|another one'
+  'taskset|util-linux|gives generator and server a core each'
+)
 
 has() {
   case "$1" in
@@ -106,6 +110,24 @@ ensure() {
 
 has_moto() { command -v "$1" >/dev/null && "$1" -c 'import moto.server' 2>/dev/null; }
 
+# Below target, so that it goes with `make clean`. Run by the Node.js of the container image, since it needs a new one.
+ensure_registry() {
+  cmp --silent tests/registry/package.json target/registry/package.json && return
+  say 'installing a local npm registry (verdaccio) into target/registry'
+  mkdir -p target/registry
+  cp tests/registry/package.json target/registry/package.json.new
+  (
+    cd target/registry
+    rm -rf node_modules package-lock.json package.json
+    cp package.json.new package.json
+    npm install --omit=dev --no-audit --no-fund --ignore-scripts --engine-strict=false --loglevel=error || {
+      rm package.json
+      exit 1
+    }
+    rm package.json.new
+  )
+}
+
 # In a virtual environment, which no other program of this machine sees.
 ensure_aws() {
   has_moto target/aws-stand-in/bin/python && return
@@ -123,6 +145,27 @@ ensure_aws() {
   has_moto target/aws-stand-in/bin/python || fail 'the stand-in for AWS services does not load after its installation'
 }
 
+# What reads and checks the infrastructure's code: two virtual environments, since checkov brings an HCL reader of its own under the same name,
+# and the AWS provider's schema as its npm package publishes it.
+ensure_terraform() {
+  local dir=target/terraform-test
+  mkdir -p "$dir"
+  if [ ! -x "$dir/hcl/bin/python" ] || ! "$dir/hcl/bin/python" -c 'import hcl2' 2>/dev/null; then
+    say 'installing python-hcl2 into target/terraform-test'
+    python3 -m venv "$dir/hcl"
+    "$dir/hcl/bin/pip" install --quiet 'python-hcl2==8.1.4'
+  fi
+  if [ ! -x "$dir/checkov/bin/checkov" ]; then
+    say 'installing checkov into target/terraform-test'
+    python3 -m venv "$dir/checkov"
+    "$dir/checkov/bin/pip" install --quiet 'checkov==3.3.30'
+  fi
+  if [ ! -f "$dir/cdktf-provider-aws-21.22.1.tgz" ]; then
+    say "fetching the AWS provider's schema into target/terraform-test"
+    (cd "$dir" && npm pack --silent --ignore-scripts @cdktf/provider-aws@21.22.1 >/dev/null)
+  fi
+}
+
 if ! command -v cargo >/dev/null; then
   fail 'Rust is missing: install it with rustup (stable, 1.94 or newer), then run this again'
 fi
@@ -134,9 +177,11 @@ case "${1:-}" in
   test)
     ensure "${TEST[@]}"
     ensure_aws
+    ensure_registry
     ;;
   bench) ensure "${BENCH[@]}" ;;
   etcd) ensure "${ETCD[@]}" ;;
   aws) ensure_aws ;;
-  *) fail 'usage: setup.sh up|test|bench|aws|etcd' ;;
+  terraform) ensure_terraform ;;
+  *) fail 'usage: setup.sh up|test|bench|aws|etcd|terraform' ;;
 esac

@@ -32,6 +32,25 @@ runtime_tests() {
   done
 }
 
+# The programs that functions were written for, at the versions of the lock file, outside the tree of sources.
+oracles() {
+  local dir=$target/oracles node
+  mkdir -p "$dir"
+  if ! cmp -s runtime/oracles/package-lock.json "$dir/node_modules/.installed"; then
+    cp runtime/oracles/package.json runtime/oracles/package-lock.json "$dir/"
+    (cd "$dir" && npm ci --ignore-scripts --omit=optional --no-audit --no-fund --silent)
+    cp runtime/oracles/package-lock.json "$dir/node_modules/.installed"
+  fi
+  node=$(scripts/node.sh 24)
+  HEARTH_ORACLES=$(realpath "$dir") "$node" --no-warnings --test --test-reporter=dot runtime/oracles/*.test.js
+}
+
+# The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
+infrastructure_tests() {
+  scripts/setup.sh terraform
+  HEARTH_BINARY="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+}
+
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
 step 'Docker' scripts/dockerd.sh
@@ -42,6 +61,8 @@ if [ "${1:-}" = modules ]; then
   step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
 else
   step 'runtime' runtime_tests
+  step 'oracles' oracles
+  step 'infrastructure' infrastructure_tests
   step 'tests' cargo test --workspace --locked --no-fail-fast -- --test-threads 2
 fi
 echo '== done' >&2

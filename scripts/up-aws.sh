@@ -38,6 +38,8 @@ setsid "$(dirname "$0")/aws-stand-in.sh" --announce "$dir/aws.url" >"$dir/aws.lo
 children+=($!)
 wait_for "$dir/aws.url" $! "$dir/aws.log"
 url=$(cat "$dir/aws.url")
+# The store begins with nothing, so that no container has anything to wait for.
+export HEARTH_DESTROY_CONTAINERS=true
 export AWS_ACCESS_KEY_ID=stand-in AWS_SECRET_ACCESS_KEY=stand-in AWS_REGION=eu-central-1
 
 cat >"$dir/hearth.toml" <<TOML

@@ -30,7 +30,7 @@ server.listen(0, '127.0.0.1', () => {
   const { port } = server.address();
   const args = [
     NPM, 'install', `--registry=http://127.0.0.1:${port}/`, '--replace-registry-host=never', '--no-audit', '--no-fund', '--no-update-notifier',
-    '--omit=dev', '--install-strategy=hoisted', '--loglevel=http', '--fetch-retries=1', '--fetch-timeout=60000',
+    '--omit=dev', '--install-strategy=hoisted', '--loglevel=http', '--fetch-retries=1', '--fetch-retry-mintimeout=1000', '--fetch-timeout=60000',
     '--allow-git=none', '--allow-file=none', '--allow-directory=none', '--allow-remote=none',
     scripts === 'true' ? '--foreground-scripts' : '--ignore-scripts',
   ];

@@ -8,8 +8,11 @@ pub mod closure;
 mod container;
 pub mod pack;
 mod settle;
+#[cfg(test)]
+mod settle_model;
 mod worker;
 
+use bytesize::ByteSize;
 use hearth_model::FunctionPath;
 use hearth_registry::Registry;
 use hearth_sandbox::Sandbox;
@@ -37,6 +40,10 @@ pub struct Config {
     pub retry_after: Duration,
     /// Memory of a build's container, in MiB; what it writes counts.
     pub memory_mb: u64,
+    /// What a build may write, npm's own cache included.
+    pub output_max: ByteSize,
+    /// Files and directories that a build may make.
+    pub output_files_max: u32,
 }
 
 impl Default for Config {
@@ -48,6 +55,8 @@ impl Default for Config {
             attempts_max: 4,
             retry_after: Duration::from_secs(15),
             memory_mb: 4_096,
+            output_max: ByteSize::gib(3),
+            output_files_max: 500_000,
         }
     }
 }

@@ -15,6 +15,9 @@ pub const BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub const ENTRIES_MAX: u64 = 200_000;
 /// Components of a path.
 pub const DEPTH_MAX: usize = 60;
+/// Unpacked bytes for each packed one, where there are enough of them to matter: source code packs to a tenth, a bomb to a thousandth.
+pub const RATIO_MAX: u64 = 200;
+const RATIO_FROM_BYTES: u64 = 16 * 1024 * 1024;
 /// Quick, and within a few percent of what slower levels reach on source code.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -78,32 +81,62 @@ struct Count {
     left_out: u64,
 }
 
-/// Packs the `members` of `root` and a `manifest` into `target`.
-///
-/// # Errors
-/// [`PackError`].
-pub fn pack(root: &Path, members: &[&str], manifest: &[u8], target: &Path) -> Result<Packed, PackError> {
-    let out = Hashing { inner: BufWriter::new(File::create(target)?), hash: Sha256::new(), bytes: 0 };
-    let mut builder = tar::Builder::new(zstd::Encoder::new(out, ZSTD_LEVEL)?);
-    builder.mode(tar::HeaderMode::Deterministic);
-    let mut count = Count::default();
-    append(&mut builder, "hearth-module.json", false, manifest.len() as u64, manifest)?;
-    for member in members {
-        match fs::symlink_metadata(root.join(member)) {
-            Ok(metadata) if metadata.is_dir() => walk(&mut builder, root, Path::new(member), 1, &mut count)?,
-            _ => {}
-        }
+/// An archive that is being written.
+pub struct Packer {
+    builder: tar::Builder<zstd::Encoder<'static, Hashing<BufWriter<File>>>>,
+    count: Count,
+}
+
+impl Packer {
+    /// Begins an archive in `target` with a `manifest`.
+    ///
+    /// # Errors
+    /// [`PackError::Io`].
+    pub fn create(target: &Path, manifest: &[u8]) -> Result<Self, PackError> {
+        let out = Hashing { inner: BufWriter::new(File::create(target)?), hash: Sha256::new(), bytes: 0 };
+        let mut builder = tar::Builder::new(zstd::Encoder::new(out, ZSTD_LEVEL)?);
+        builder.mode(tar::HeaderMode::Deterministic);
+        append(&mut builder, "hearth-module.json", false, manifest.len() as u64, manifest)?;
+        Ok(Self { builder, count: Count::default() })
     }
-    let mut out = builder.into_inner()?.finish()?;
-    out.flush()?;
-    out.inner.get_ref().sync_all()?;
-    Ok(Packed {
-        sha256: hex::encode(out.hash.finalize()),
-        bytes: out.bytes,
-        unpacked_bytes: count.bytes,
-        files: count.files,
-        left_out: count.left_out,
-    })
+
+    /// Adds what lies at `member` of `root`, where that is a directory. Neither may be a link: whoever wrote the tree is not trusted, but
+    /// must not be at work any more.
+    ///
+    /// # Errors
+    /// [`PackError`].
+    pub fn add(&mut self, root: &Path, member: &str) -> Result<(), PackError> {
+        if is_real_dir(root) && is_real_dir(&root.join(member)) {
+            walk(&mut self.builder, root, Path::new(member), 1, &mut self.count)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the archive, on disk.
+    ///
+    /// # Errors
+    /// [`PackError`].
+    pub fn finish(self) -> Result<Packed, PackError> {
+        let Self { builder, count } = self;
+        let mut out = builder.into_inner()?.finish()?;
+        out.flush()?;
+        out.inner.get_ref().sync_all()?;
+        if count.bytes > RATIO_FROM_BYTES && count.bytes / out.bytes.max(1) > RATIO_MAX {
+            return Err(PackError::TooMuch { what: "bytes for each one that is left when they are packed", limit: RATIO_MAX });
+        }
+        Ok(Packed {
+            sha256: hex::encode(out.hash.finalize()),
+            bytes: out.bytes,
+            unpacked_bytes: count.bytes,
+            files: count.files,
+            left_out: count.left_out,
+        })
+    }
+}
+
+/// Whether a directory is here itself, not by a link.
+pub(crate) fn is_real_dir(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn append(builder: &mut tar::Builder<impl Write>, name: &str, executable: bool, size: u64, data: impl io::Read) -> io::Result<()> {
@@ -168,6 +201,14 @@ mod tests {
         root
     }
 
+    fn pack(root: &Path, members: &[&str], manifest: &[u8], target: &Path) -> Result<Packed, PackError> {
+        let mut packer = Packer::create(target, manifest)?;
+        for member in members {
+            packer.add(root, member)?;
+        }
+        packer.finish()
+    }
+
     fn names(archive: &Path) -> Vec<(String, u32)> {
         let mut archive = tar::Archive::new(zstd::Decoder::new(File::open(archive).unwrap()).unwrap());
         let entries = archive.entries().unwrap().map(|e| e.unwrap());
@@ -197,6 +238,45 @@ mod tests {
         // A member that is a link itself is not entered either.
         symlink("/etc", root.path().join("elsewhere")).unwrap();
         assert_eq!(pack(root.path(), &["elsewhere"], b"{}", &out.path().join("2")).unwrap().files, 0);
+        // Nor is a root that has become one.
+        let link = out.path().join("root");
+        symlink(root.path(), &link).unwrap();
+        assert_eq!(pack(&link, &["node_modules"], b"{}", &out.path().join("3")).unwrap().files, 0);
+    }
+
+    #[test]
+    fn what_packs_too_well_is_a_bomb() {
+        let (root, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(root.path().join("node_modules/x")).unwrap();
+        let file = |bytes: u64| File::create(root.path().join("node_modules/x/zeros")).and_then(|f| f.set_len(bytes)).unwrap();
+        file(RATIO_FROM_BYTES);
+        assert!(pack(root.path(), &["node_modules"], b"{}", &out.path().join("1")).is_ok());
+        file(RATIO_FROM_BYTES + 1);
+        let bomb = pack(root.path(), &["node_modules"], b"{}", &out.path().join("2"));
+        assert!(matches!(bomb, Err(PackError::TooMuch { limit: RATIO_MAX, .. })));
+    }
+
+    #[test]
+    fn what_is_packed_is_read_alike_by_other_programs() {
+        let (root, out) = (tree(), tempfile::tempdir().unwrap());
+        let dir = root.path().join("node_modules/x");
+        for name in ["back\\slash.js", "\u{e9}.js", "e\u{301}.js", " space .js", &format!("{}.js", "long".repeat(50)), "-rf"] {
+            fs::write(dir.join(name), "x").unwrap();
+        }
+        let packed = out.path().join("packed");
+        pack(root.path(), &["node_modules"], b"{}", &packed).unwrap();
+        let mut ours: Vec<String> = names(&packed).into_iter().map(|(name, _)| name).collect();
+        ours.sort();
+        assert_eq!(ours.len(), 9);
+        let plain = out.path().join("plain.tar");
+        fs::write(&plain, zstd::decode_all(File::open(&packed).unwrap()).unwrap()).unwrap();
+        let python = "import sys, tarfile\nfor m in tarfile.open(sys.argv[1]):\n    print(m.name)";
+        for (program, args) in [("tar", ["--quoting-style=literal", "-tf"]), ("python3", ["-c", python])] {
+            let output = std::process::Command::new(program).args(args).arg(&plain).env("LC_ALL", "C.UTF-8").output().unwrap();
+            let mut theirs: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+            theirs.sort();
+            assert_eq!(ours, theirs, "{program}");
+        }
     }
 
     #[test]

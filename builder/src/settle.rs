@@ -11,13 +11,17 @@ use std::{
 
 /// How often what was left open is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
-/// A queued record without a job is taken for lost after so long.
+/// An open record without a job is taken for lost after so long.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 /// Versions settled at a time.
 const VERSIONS_AT_ONCE: usize = 200;
 
 pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
+}
+
+fn is_lost(open_since: Timestamp, after: Duration) -> bool {
+    now().since(open_since) > after
 }
 
 impl Builder {
@@ -84,22 +88,18 @@ impl Builder {
                 self.settle_waiting(&failed).await;
             }
         }
+        // The queue's count of jobs is an estimate on some backends; a build that may still go on is not sent again on its word.
+        let no_build_lasts = self.config.build_timeout + LOST_AFTER;
         let mut cursor: Option<String> = None;
         loop {
             let page = functions.list_modules(cursor.as_deref(), 500).await.map_err(|e| e.to_string())?;
             for record in page.items {
                 match &record.state {
-                    BuildState::Queued if now().since(record.created_at) > LOST_AFTER && self.queue_is_empty().await => {
-                        let job = BuildJob {
-                            key: record.key.clone(),
-                            spec: record.spec.clone(),
-                            node: record.node,
-                            scripts: record.scripts,
-                        };
-                        tracing::warn!(module = %record.spec, "a queued build had no job; sending one");
-                        self.deps.queue.send(&job, Duration::ZERO).await.map_err(|e| e.to_string())?;
-                    }
                     BuildState::Ready { .. } | BuildState::Failed { retry_at: None, .. } => self.settle_waiting(&record).await,
+                    // Whoever should have sent or kept its job has ended in between.
+                    BuildState::Queued if is_lost(record.created_at, LOST_AFTER) => self.send_again(&record).await?,
+                    BuildState::Building { since, .. } if is_lost(*since, no_build_lasts) => self.send_again(&record).await?,
+                    BuildState::Failed { retry_at: Some(at), .. } if is_lost(*at, LOST_AFTER) => self.send_again(&record).await?,
                     BuildState::Queued | BuildState::Building { .. } | BuildState::Failed { .. } => {}
                 }
             }
@@ -108,6 +108,23 @@ impl Builder {
                 return Ok(());
             }
         }
+    }
+
+    /// Sends a job for a build that has none, unless the queue still has something, which may be just that.
+    async fn send_again(&self, record: &ModuleRecord) -> Result<(), String> {
+        if !self.queue_is_empty().await {
+            return Ok(());
+        }
+        let mut queued = record.clone();
+        queued.epoch += 1;
+        queued.state = BuildState::Queued;
+        // As `Queued`, so that the new message is not taken for a second one. Of several sweeps one does it.
+        if !self.deps.functions.put_module(queued, Some(record)).await.map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        tracing::warn!(module = %record.spec, "a build that is open had no job; sending one");
+        let job = BuildJob { key: record.key.clone(), spec: record.spec.clone(), node: record.node, scripts: record.scripts };
+        self.deps.queue.send(&job, Duration::ZERO).await.map_err(|e| e.to_string())
     }
 
     async fn queue_is_empty(&self) -> bool {

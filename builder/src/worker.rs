@@ -15,10 +15,18 @@ const RECEIVE_WAIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(builder: Arc<Builder>, worker: usize) {
+    abandon(&builder, worker).await;
     while !builder.leaving.is_cancelled() {
+        let mut receive = builder.deps.queue.receive(RECEIVE_WAIT, builder.config.visibility);
         let received = tokio::select! {
-            () = builder.leaving.cancelled() => return,
-            received = builder.deps.queue.receive(RECEIVE_WAIT, builder.config.visibility) => received,
+            received = &mut receive => received,
+            () = builder.leaving.cancelled() => {
+                // A call that is dropped may still be given a job, which nobody would see until its time-out.
+                if let Ok(Some(delivery)) = receive.await {
+                    hand_back(&builder, &delivery, Duration::ZERO).await;
+                }
+                return;
+            }
         };
         match received {
             Ok(Some(delivery)) => handle(&builder, &delivery, worker).await,
@@ -33,7 +41,7 @@ pub(crate) async fn run(builder: Arc<Builder>, worker: usize) {
 
 async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
     let job = &delivery.job;
-    let record = match take(builder, job).await {
+    let record = match take(builder, delivery).await {
         Ok(Some(record)) => record,
         // Done already, or nobody wants it: the job has served its purpose.
         Ok(None) => return settle_job(builder, delivery).await,
@@ -48,9 +56,10 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
         outcome = builder.build(job, worker) => outcome,
         lost = heartbeat(builder, delivery) => {
             tracing::warn!(module = %job.spec, %lost, "another worker has this build now");
-            return;
+            return abandon(builder, worker).await;
         }
         () = builder.leaving.cancelled() => {
+            abandon(builder, worker).await;
             let mut queued = record.clone();
             queued.state = BuildState::Queued;
             let _ = builder.deps.functions.put_module(queued, Some(&record)).await;
@@ -60,12 +69,22 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
     finish(builder, delivery, record, outcome, began.elapsed()).await;
 }
 
+/// Ends what is left of a build that this worker no longer follows.
+async fn abandon(builder: &Builder, worker: usize) {
+    if let Err(error) = builder.abandon(worker).await {
+        tracing::warn!(worker, %error, "a container of an abandoned build could not be removed; the next build removes it");
+    }
+}
+
 /// Takes the record for this worker: one more attempt, a higher epoch. None when there is nothing to do.
-async fn take(builder: &Builder, job: &BuildJob) -> Result<Option<ModuleRecord>, String> {
-    let functions = &builder.deps.functions;
+async fn take(builder: &Builder, delivery: &Delivery) -> Result<Option<ModuleRecord>, String> {
+    let (functions, job) = (&builder.deps.functions, &delivery.job);
     loop {
         let Some(found) = functions.get_module(&job.key).await.map_err(|e| e.to_string())? else { return Ok(None) };
         match &found.state {
+            // A message that nobody has had before finds somebody at work: it is a second one for the same build, since a queue may double
+            // what it is given. The first one comes again if that worker dies.
+            BuildState::Building { .. } if delivery.attempt <= 1 => return Ok(None),
             BuildState::Ready { .. } => return Ok(None),
             BuildState::Failed { retry_at: None, .. } => return Ok(None),
             // The queue has given the job to us: whoever had it is gone, or slower than it said.

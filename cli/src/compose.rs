@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, Role, Settings},
     coordination::Coordination,
-    runtime_files,
+    doctor, runtime_files,
 };
 use anyhow::{Context, Result, bail};
 use hearth_builder::Builder;
@@ -66,6 +66,10 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
     for warning in &description.warnings {
         tracing::warn!("{warning}");
     }
+    // `up` is for trying and for a single machine whose operator reads the warnings; a machine of a cluster has nobody who looks.
+    if config.role != Role::Up {
+        doctor::require_safe(&settings.docker, &description)?;
+    }
     let stores = hearth_store::open(&settings.store.clone().unwrap_or_else(|| hearth_store::Config::embedded(&data_dir))).await?;
     let registry = Arc::new(Registry::new(settings.registry.clone())?);
     let sandbox: Arc<dyn Sandbox> = Arc::clone(&docker) as _;
@@ -85,6 +89,7 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
                 data_dir: data_dir.clone(),
                 runtime_dir: runtime_dir.clone(),
                 build_image: image::digest(Purpose::Build),
+                oci_runtimes: settings.docker.oci_runtimes.clone(),
                 cluster: coordination.link(&settings)?,
             };
             Some(Node::start(settings.node.clone(), deps).await?)

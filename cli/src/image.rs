@@ -7,11 +7,7 @@ use std::path::PathBuf;
 /// Makes both images unless they are there.
 pub async fn ensure(cache_dir: Option<PathBuf>) -> Result<()> {
     let cache_dir = cache_dir.unwrap_or_else(image::default_cache_dir);
-    let config = docker::Config {
-        egress: hearth_sandbox::net::Config { mode: hearth_sandbox::net::Mode::None, ..Default::default() },
-        ..Default::default()
-    };
-    let sandbox = docker::DockerSandbox::connect(config)
+    let sandbox = docker::DockerSandbox::look(docker::Config::default())
         .await
         .context("Docker cannot be used: start it (`make up` does) and look at its log")?;
     for purpose in [Purpose::Runtime, Purpose::Build] {

@@ -6,7 +6,9 @@ mod client;
 mod compose;
 mod config;
 mod coordination;
+mod doctor;
 mod image;
+mod loadtest;
 mod runtime_files;
 
 use anyhow::Result;
@@ -50,8 +52,11 @@ enum Command {
     Node(Flags),
     /// Run one builder (npm modules) on configured backends.
     Builder(Flags),
+    /// Check whether this machine is fit to run untrusted code; ends with 1 where it is not.
+    Doctor(doctor::Args),
     /// Make the container images, or say that they are there.
     Image(ImageArgs),
+    Loadtest(Box<hearth_loadtest::Args>),
     /// What an operator does beside the running roles: resources for development, the first token, certificates.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -70,7 +75,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let layer = match cli.log_format {
-        LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_target(false).boxed(),
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours).boxed()
+        }
         LogFormat::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
@@ -91,7 +99,9 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Router(flags) => compose::run(config::load(flags, config::Role::Router)?).await.map(|()| ExitCode::SUCCESS),
             Command::Node(flags) => compose::run(config::load(flags, config::Role::Node)?).await.map(|()| ExitCode::SUCCESS),
             Command::Builder(flags) => compose::run(config::load(flags, config::Role::Builder)?).await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Image(args) => image::ensure(args.cache_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Loadtest(args) => loadtest::run(*args).await,
             Command::Admin(command) => command.run().await.map(|()| ExitCode::SUCCESS),
             Command::Client(command) => command.run().await,
         }

@@ -8,7 +8,7 @@ use crate::{
     threshold::show,
     units::show_rate,
 };
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 /// Drawings of the bootstrap.
 const DRAWS: usize = 1_000;
@@ -34,7 +34,7 @@ pub struct Difference {
     pub more_is_better: bool,
 }
 
-/// The quantities that are compared.
+/// The quantities that are compared, and whether more is better.
 const QUANTITIES: [(&str, Quantity, bool); 9] = [
     ("warm.p50", Quantity::Warm(0.5), false),
     ("warm.p90", Quantity::Warm(0.9), false),
@@ -55,61 +55,116 @@ enum Quantity {
     LostShare,
 }
 
-impl Quantity {
-    /// Of some pieces together; none where they hold too little.
-    fn of(self, slices: &[&Slice]) -> Option<f64> {
-        match self {
-            Self::Warm(q) => quantile(slices.iter().map(|s| s.warm.as_slice()), q),
-            Self::Cold(q) => quantile(slices.iter().map(|s| s.cold.as_slice()), q),
-            Self::Goodput => {
-                let seconds: f64 = slices.iter().map(|s| s.seconds).sum();
-                (seconds > 0.0).then(|| slices.iter().map(|s| s.ok).sum::<u64>() as f64 / seconds)
-            }
-            Self::LostShare => {
-                let offered: u64 = slices.iter().map(|s| s.offered).sum();
-                (offered > 0).then(|| slices.iter().map(|s| s.lost).sum::<u64>() as f64 / offered as f64 * 100.0)
+/// One distribution of every piece of a result, over the same latencies, so that pieces are added up by index.
+struct Table {
+    us: Vec<u64>,
+    /// Of each piece: places in `us`, and how often.
+    pieces: Vec<Vec<(u32, u64)>>,
+}
+
+impl Table {
+    fn of(slices: &[&Slice], pick: fn(&Slice) -> &[(u64, u64)]) -> Self {
+        let all: BTreeSet<u64> = slices.iter().flat_map(|s| pick(s)).map(|(us, _)| *us).collect();
+        let us: Vec<u64> = all.into_iter().collect();
+        let place = |value: &u64| us.partition_point(|known| known < value) as u32;
+        let pieces = slices.iter().map(|s| pick(s).iter().map(|(us, n)| (place(us), *n)).collect()).collect();
+        Self { us, pieces }
+    }
+
+    /// Counts by latency of pieces that are each taken so many times.
+    fn counts(&self, times: &[u64]) -> Vec<u64> {
+        let mut counts = vec![0; self.us.len()];
+        for (piece, times) in self.pieces.iter().zip(times).filter(|(_, times)| **times > 0) {
+            for (place, n) in piece {
+                counts[*place as usize] += n * times;
             }
         }
+        counts
+    }
+
+    /// Milliseconds at a quantile; none where there are too few requests to say.
+    fn quantile(&self, counts: &[u64], quantile: f64) -> Option<f64> {
+        let total: u64 = counts.iter().sum();
+        // The tail beyond a percentile needs some requests of its own.
+        if total < REQUESTS_MIN || (total as f64 * (1.0 - quantile)) < 2.0 {
+            return None;
+        }
+        let rank = (total as f64 * quantile).ceil() as u64;
+        let mut seen = 0;
+        let place = counts.iter().position(|n| {
+            seen += n;
+            seen >= rank
+        })?;
+        Some(self.us[place] as f64 / 1e3)
     }
 }
 
-/// Milliseconds at a quantile of sparse histograms together.
-fn quantile<'a>(parts: impl Iterator<Item = &'a [(u64, u64)]>, quantile: f64) -> Option<f64> {
-    let mut counts = BTreeMap::<u64, u64>::new();
-    for (us, n) in parts.flatten() {
-        *counts.entry(*us).or_default() += n;
+/// A result, ready to be drawn from.
+struct Pieces<'a> {
+    slices: Vec<&'a Slice>,
+    /// Where each run's pieces lie.
+    runs: Vec<std::ops::Range<usize>>,
+    warm: Table,
+    cold: Table,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(report: &'a Report) -> Self {
+        let (mut slices, mut runs) = (Vec::<&Slice>::new(), Vec::new());
+        for run in &report.runs {
+            let from = slices.len();
+            slices.extend(&run.slices);
+            runs.push(from..slices.len());
+        }
+        let (warm, cold) = (Table::of(&slices, |s| &s.warm), Table::of(&slices, |s| &s.cold));
+        Self { slices, runs, warm, cold }
     }
-    let total: u64 = counts.values().sum();
-    // The tail beyond a percentile needs some requests of its own.
-    if total < REQUESTS_MIN || (total as f64 * (1.0 - quantile)) < 2.0 {
-        return None;
+
+    /// How often each piece is taken when as many as there are are drawn with replacement: runs first, then pieces within them.
+    fn draw(&self, seeded: &mut Seeded) -> Vec<u64> {
+        let mut times = vec![0; self.slices.len()];
+        for _ in 0..self.runs.len() {
+            let run = &self.runs[seeded.below(self.runs.len() as u64) as usize];
+            for _ in run.clone() {
+                times[run.start + seeded.below(run.len() as u64) as usize] += 1;
+            }
+        }
+        times
     }
-    let rank = (total as f64 * quantile).ceil() as u64;
-    let mut seen = 0;
-    counts
-        .into_iter()
-        .find(|(_, n)| {
-            seen += n;
-            seen >= rank
+
+    /// Every quantity of pieces that are each taken so many times; none where they hold too little.
+    fn values(&self, times: &[u64]) -> [Option<f64>; QUANTITIES.len()] {
+        let (warm, cold) = (self.warm.counts(times), self.cold.counts(times));
+        let sum = |pick: fn(&Slice) -> f64| self.slices.iter().zip(times).map(|(s, n)| pick(s) * *n as f64).sum::<f64>();
+        QUANTITIES.map(|(_, quantity, _)| match quantity {
+            Quantity::Warm(q) => self.warm.quantile(&warm, q),
+            Quantity::Cold(q) => self.cold.quantile(&cold, q),
+            Quantity::Goodput => Some(sum(|s| s.seconds)).filter(|s| *s > 0.0).map(|s| sum(|s| s.ok as f64) / s),
+            Quantity::LostShare => Some(sum(|s| s.offered as f64)).filter(|n| *n > 0.0).map(|n| sum(|s| s.lost as f64) / n * 100.0),
         })
-        .map(|(us, _)| us as f64 / 1e3)
+    }
 }
 
 /// Compares.
 #[must_use]
 pub fn compare(a: &Report, b: &Report) -> Vec<Difference> {
-    let pieces = |r: &Report| -> Vec<Vec<Slice>> { r.runs.iter().map(|run| run.slices.clone()).collect() };
-    let (runs_a, runs_b) = (pieces(a), pieces(b));
+    let (a, b) = (Pieces::of(a), Pieces::of(b));
+    let whole = |pieces: &Pieces<'_>| pieces.values(&vec![1; pieces.slices.len()]);
+    let (whole_a, whole_b) = (whole(&a), whole(&b));
+    let mut seeded = Seeded::new(1, 0);
+    let mut drawn: [Vec<f64>; QUANTITIES.len()] = Default::default();
+    for _ in 0..DRAWS {
+        let (values_a, values_b) = (a.values(&a.draw(&mut seeded)), b.values(&b.draw(&mut seeded)));
+        for ((differences, a), b) in drawn.iter_mut().zip(values_a).zip(values_b) {
+            differences.extend(b.zip(a).map(|(b, a)| b - a));
+        }
+    }
     QUANTITIES
         .iter()
-        .enumerate()
-        .filter_map(|(index, (name, quantity, more_is_better))| {
-            let whole = |runs: &[Vec<Slice>]| quantity.of(&runs.iter().flatten().collect::<Vec<_>>());
-            let (value_a, value_b) = (whole(&runs_a)?, whole(&runs_b)?);
-            let mut seeded = Seeded::new(1, index as u64);
-            let mut differences: Vec<f64> = (0..DRAWS)
-                .filter_map(|_| Some(quantity.of(&draw(&runs_b, &mut seeded))? - quantity.of(&draw(&runs_a, &mut seeded))?))
-                .collect();
+        .zip(drawn)
+        .zip(whole_a.into_iter().zip(whole_b))
+        .filter_map(|(((name, quantity, more_is_better), mut differences), (value_a, value_b))| {
+            let (value_a, value_b) = (value_a?, value_b?);
             if differences.len() < DRAWS / 2 {
                 return None;
             }
@@ -129,18 +184,6 @@ pub fn compare(a: &Report, b: &Report) -> Vec<Difference> {
             })
         })
         .collect()
-}
-
-/// As many pieces as there are, drawn with replacement: runs first, then pieces within them.
-fn draw<'a>(runs: &'a [Vec<Slice>], seeded: &mut Seeded) -> Vec<&'a Slice> {
-    let mut drawn = Vec::new();
-    for _ in 0..runs.len() {
-        let run = &runs[seeded.below(runs.len() as u64) as usize];
-        for _ in 0..run.len() {
-            drawn.push(&run[seeded.below(run.len() as u64) as usize]);
-        }
-    }
-    drawn
 }
 
 /// What must be said before the numbers.

@@ -38,11 +38,12 @@ pub struct Deployer {
 }
 
 impl Deployer {
-    /// Deploys until the load ends; a function is never deployed twice at once, since its turn comes again only after all others'.
+    /// Deploys until the load ends, one function after the other. A function whose last deploy is still under way is waited for, so that its versions come in
+    /// order; its time counts from its intended moment all the same.
     pub(crate) async fn run(self, epoch: Instant, length: Duration, sender: SyncSender<Message>, ended: CancellationToken) {
         let this = Arc::new(self);
         let mut running = JoinSet::new();
-        let at_once = AT_ONCE.min(this.population.calls.len());
+        let mut busy = std::collections::HashSet::new();
         for number in 0_u64.. {
             let offset = this.after + Duration::from_secs_f64(number as f64 / this.rate);
             if offset >= length {
@@ -53,13 +54,19 @@ impl Deployer {
                 () = ended.cancelled() => break,
                 () = tokio::time::sleep_until(due.into()) => {}
             }
-            while running.len() >= at_once {
-                running.join_next().await;
+            let function = number % this.population.calls.len() as u64;
+            while running.len() >= AT_ONCE || busy.contains(&function) {
+                let Some(ended) = running.join_next().await else { break };
+                // A task that panicked is a defect that must not make its function busy for ever: it ends the deploys.
+                let Ok(ended) = ended else { return };
+                busy.remove(&ended);
             }
+            busy.insert(function);
             let (this, sender) = (Arc::clone(&this), sender.clone());
             running.spawn(async move {
                 let event = this.one(number, due).await;
                 drop(tokio::task::spawn_blocking(move || sender.send(Message::Deploy(event))).await);
+                function
             });
         }
         while running.join_next().await.is_some() {}

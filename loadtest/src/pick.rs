@@ -18,6 +18,17 @@ pub enum Skew {
     Each,
 }
 
+impl std::fmt::Display for Skew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Zipf(exponent) => write!(f, "zipf:{exponent}"),
+            Self::Trace(file) => write!(f, "trace:{}", file.display()),
+            Self::Each => f.write_str("each"),
+        }
+    }
+}
+
 impl FromStr for Skew {
     type Err = anyhow::Error;
 

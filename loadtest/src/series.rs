@@ -63,7 +63,9 @@ impl Interval {
 fn absorb_histogram(mine: &mut Option<Box<Histogram<u32>>>, other: Option<Box<Histogram<u32>>>) {
     match (mine.as_mut(), other) {
         // All have the same bounds, so adding cannot fail.
-        (Some(mine), Some(other)) => drop(mine.add(&*other)),
+        (Some(mine), Some(other)) => {
+            let _ = mine.add(&*other);
+        }
         (None, other) => *mine = other,
         (Some(_), None) => {}
     }

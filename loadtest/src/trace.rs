@@ -16,6 +16,9 @@ pub const ROWS_MAX: usize = 500_000;
 /// Minutes of a trace: one day.
 pub const MINUTES_MAX: usize = 1_440;
 
+/// Minutes with invocations, and how many.
+pub type Counts = Vec<(u16, u32)>;
+
 /// One function of a trace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceRow {
@@ -26,7 +29,7 @@ pub struct TraceRow {
     /// `http`, `timer`, `queue`, `event`, `storage`, `orchestration`, `others`.
     pub trigger: String,
     /// Minutes with invocations, and how many.
-    pub counts: Vec<(u16, u32)>,
+    pub counts: Counts,
 }
 
 impl TraceRow {
@@ -150,7 +153,7 @@ fn header_minutes(header: &str) -> anyhow::Result<usize> {
     Ok(minutes)
 }
 
-fn read_row(line: &str, minutes: usize) -> anyhow::Result<(String, String, Vec<(u16, u32)>)> {
+fn read_row(line: &str, minutes: usize) -> anyhow::Result<(String, String, Counts)> {
     let mut fields = line.trim_end().split(',');
     let mut text = |name: &str| fields.next().filter(|f| !f.is_empty()).with_context(|| format!("{name} is missing"));
     let owner = text("HashOwner")?.to_owned();

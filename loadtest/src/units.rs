@@ -65,9 +65,15 @@ impl FromStr for Span {
     }
 }
 
+/// As it is written: in the largest unit of which it is a whole number.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&show_ms(self.0.as_secs_f64() * 1e3))
+        let us = self.0.as_micros();
+        let (size, unit) = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")]
+            .into_iter()
+            .find(|(size, _)| us > 0 && us.is_multiple_of(*size))
+            .unwrap_or((1, "us"));
+        write!(f, "{}{unit}", us / size)
     }
 }
 
@@ -103,6 +109,15 @@ impl Rate {
             Self::Capacity(factor) => capacity
                 .map(|c| c * factor)
                 .context("a rate is given as a multiple of the capacity: give --capacity, or a scenario with [calibrate]"),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PerSecond(rate) => write!(f, "{rate}"),
+            Self::Capacity(factor) => write!(f, "{factor}x"),
         }
     }
 }
@@ -189,6 +204,10 @@ mod tests {
         assert_eq!("1.5ms".parse::<Span>().unwrap().nanos(), 1_500_000);
         assert_eq!("10m".parse::<Span>().unwrap(), Span::seconds(600));
         assert_eq!("2x".parse::<Rate>().unwrap(), Rate::Capacity(2.0));
+        for text in ["250us", "20ms", "1500ms", "90s", "10m", "4h"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+        assert_eq!((Rate::Capacity(2.0).to_string(), Rate::PerSecond(300.0).to_string()), ("2x".into(), "300".into()));
         assert_eq!("500".parse::<Rate>().unwrap(), Rate::PerSecond(500.0));
         for bad in ["", "10", "s", "-1s", "10 days", "1e9h"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");

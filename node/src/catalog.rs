@@ -1,8 +1,11 @@
 //! What a node knows of functions without asking the store: a bounded cache that serves what it has and looks again in the
 //! background, so that the store is never on the path of a warm request and may even be away.
 
-use crate::proxy::admit::{Gate, Gates};
-use hearth_model::{ContainerPath, FunctionPath, TenantName};
+use crate::{
+    proxy::admit::{Gate, Gates},
+    usage::UsageBook,
+};
+use hearth_model::{Classes, ContainerPath, FunctionPath, TenantName};
 use hearth_store::{FunctionStore, Servable, StoreError};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -120,6 +123,7 @@ pub struct Catalog {
     functions: Arc<dyn FunctionStore>,
     config: Config,
     known: Cache<Box<str>, Arc<Known>>,
+    classes: Arc<Classes>,
     gates: Gates,
     /// Reads under way, so that a thousand first requests make one read. A receiver sees the channel close at the end.
     reading: Mutex<HashMap<Box<str>, watch::Receiver<()>>>,
@@ -139,17 +143,18 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// A catalog over `functions`; background reads run on the current runtime.
+    /// A catalog over `functions`, counting what tenants use in `usage`; background reads run on the current runtime.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     #[must_use]
-    pub fn new(functions: Arc<dyn FunctionStore>, config: Config) -> Arc<Self> {
+    pub fn new(functions: Arc<dyn FunctionStore>, config: Config, classes: Arc<Classes>, usage: Arc<UsageBook>) -> Arc<Self> {
         Arc::new(Self {
             known: Cache::new(config.functions_max),
             functions,
             config,
-            gates: Gates::default(),
+            classes,
+            gates: Gates::new(usage),
             reading: Mutex::default(),
             counters: Counters::default(),
             epoch: AtomicU64::new(0),
@@ -255,7 +260,7 @@ impl Catalog {
         let epoch = self.epoch.load(Acquire);
         let read = tokio::time::timeout(timeout, self.functions.get_servable(path)).await;
         let found = match read {
-            Ok(Ok(found)) => found,
+            Ok(Ok(found)) => found.map(|s| Servable { tenant: self.classes.apply(s.tenant), ..s }),
             Ok(Err(error)) => {
                 self.counters.failures.fetch_add(1, Relaxed);
                 return Err(error);

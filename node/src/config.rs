@@ -24,6 +24,8 @@ pub struct Config {
     pub manage: crate::manage::Config,
     /// The cache of function records.
     pub catalog: crate::catalog::Config,
+    /// Classes of tenants: limits by name, as `[node.classes.free] concurrency = 10`.
+    pub classes: hearth_model::Classes,
 }
 
 impl Default for Config {
@@ -37,6 +39,7 @@ impl Default for Config {
             modules: Default::default(),
             manage: Default::default(),
             catalog: Default::default(),
+            classes: Default::default(),
         }
     }
 }

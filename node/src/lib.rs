@@ -12,6 +12,7 @@ pub mod modules;
 pub mod ops;
 pub mod proxy;
 pub mod status;
+pub mod usage;
 
 pub use config::Config;
 
@@ -25,6 +26,7 @@ use modules::ModuleCache;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
+use usage::UsageBook;
 
 /// What a node is made of; the composition root chooses the backends.
 pub struct Deps {
@@ -42,6 +44,8 @@ pub struct Deps {
     pub runtime_dir: PathBuf,
     /// Identity of the image that modules are built in.
     pub build_image: String,
+    /// OCI runtimes that a tenant may be given, beside the installation's own.
+    pub oci_runtimes: Vec<String>,
     /// Its place among other nodes; none for a machine by itself.
     pub cluster: Option<cluster::Link>,
 }
@@ -104,11 +108,12 @@ impl Node {
     pub async fn start(config: Config, deps: Deps) -> Result<Self, StartError> {
         let listener = bind(config.listen, "listen").await?;
         let ops_listener = bind(config.ops_listen, "ops_listen").await?;
-        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image, cluster } = deps;
+        let Deps { stores, sandbox, description, registry, data_dir, runtime_dir, build_image, oci_runtimes, cluster } = deps;
 
         let modules =
             ModuleCache::open(config.modules, &data_dir, Arc::clone(&stores.functions), Arc::clone(&stores.artifacts)).await?;
         let logs = LogHub::new();
+        let (classes, usage) = (Arc::new(config.classes), Arc::<UsageBook>::default());
         let handler = Handler::start(
             config.handler,
             handler::Deps {
@@ -118,12 +123,13 @@ impl Node {
                 artifacts: Arc::clone(&stores.artifacts),
                 keyring: Arc::clone(&stores.keyring),
                 logs: Arc::clone(&logs),
+                usage: Arc::clone(&usage),
                 data_dir: data_dir.clone(),
                 runtime_dir,
             },
         )
         .await?;
-        let catalog = Catalog::new(Arc::clone(&stores.functions), config.catalog);
+        let catalog = Catalog::new(Arc::clone(&stores.functions), config.catalog, Arc::clone(&classes), Arc::clone(&usage));
 
         let leaving = CancellationToken::new();
         let mut metrics_registry = MetricsRegistry::with_prefix("hearth");
@@ -139,6 +145,9 @@ impl Node {
                 keyring: Arc::clone(&stores.keyring),
                 registry,
                 catalog: Arc::clone(&catalog),
+                classes,
+                oci_runtimes,
+                usage,
                 handler_evict: {
                     let handler = Arc::clone(&handler);
                     Arc::new(move |path| handler.evict(path))

@@ -7,6 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 /// The coordinator of a cluster, or of one machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "backend", rename_all = "lowercase", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Config {
     /// In this process: one machine is the whole cluster.
     #[default]

@@ -281,21 +281,31 @@ impl RouteTable {
     }
 
     fn by_zone(&self, considered: &[u16], out: &mut Candidates) {
+        // For each the place of the first of its zone, so that the zones are counted in a small array.
+        let (mut groups, mut used) = ([0_usize; CONSIDERED_MAX], [0_u8; CONSIDERED_MAX]);
+        for (place, index) in considered.iter().enumerate() {
+            let zone = self.zones[usize::from(*index)];
+            groups[place] = considered[..place].iter().position(|i| self.zones[usize::from(*i)] == zone).unwrap_or(place);
+            // What is a candidate already, by an exception, counts; most containers have none.
+            if groups[place] == place && out.len > 0 {
+                used[place] = out.as_slice().iter().filter(|i| self.zones[usize::from(**i)] == zone).count() as u8;
+            }
+        }
         let mut left: u32 = (1_u32 << considered.len()) - 1;
         while left != 0 && usize::from(out.len) < CANDIDATES_MAX {
-            let mut best = (usize::MAX, 0);
-            for place in (0..considered.len()).filter(|place| left & (1 << place) != 0) {
-                let zone = self.zones[usize::from(considered[place])];
-                let used = out.as_slice().iter().filter(|index| self.zones[usize::from(**index)] == zone).count();
-                if used < best.0 {
-                    best = (used, place);
-                }
-                if used == 0 {
-                    break;
+            let (mut best, mut fewest) = (0, u8::MAX);
+            let mut rest = left;
+            while rest != 0 && fewest != 0 {
+                let place = rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                if used[groups[place]] < fewest {
+                    (best, fewest) = (place, used[groups[place]]);
                 }
             }
-            left &= !(1 << best.1);
-            out.push(considered[best.1]);
+            left &= !(1 << best);
+            let before = out.len;
+            out.push(considered[best]);
+            used[groups[best]] += u8::from(out.len > before);
         }
     }
 

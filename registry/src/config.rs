@@ -48,6 +48,8 @@ pub struct HostNpm {
     pub authorization: Option<String>,
     /// `https-proxy` or `proxy`.
     pub proxy: Option<String>,
+    /// Hosts that are reached without it, by comma.
+    pub no_proxy: Option<String>,
 }
 
 fn npm_config(key: &str) -> Result<Option<String>, RegistryError> {
@@ -63,7 +65,13 @@ impl HostNpm {
     /// [`RegistryError::Npm`] when npm cannot be run and the address is not given.
     pub fn read(config: &Config) -> Result<Self, RegistryError> {
         if let Some(url) = &config.url {
-            return Ok(Self { url: with_slash(url), ca_file: config.ca_file.clone(), authorization: None, proxy: None });
+            return Ok(Self {
+                url: with_slash(url),
+                ca_file: config.ca_file.clone(),
+                authorization: None,
+                proxy: None,
+                no_proxy: None,
+            });
         }
         let url = with_slash(&npm_config("registry")?.ok_or_else(|| RegistryError::Npm("no registry is set".into()))?);
         let proxy = match npm_config("https-proxy")? {
@@ -74,7 +82,10 @@ impl HostNpm {
             Some(file) => Some(file.clone()),
             None => npm_config("cafile")?.map(PathBuf::from).or_else(|| std::env::var_os("NODE_EXTRA_CA_CERTS").map(PathBuf::from)),
         };
-        Ok(Self { authorization: authorization(&url), url, ca_file, proxy })
+        let no_proxy = npm_config("noproxy")?;
+        let npmrc = npm_config("userconfig")?.and_then(|file| fs::read_to_string(file).ok());
+        let authorization = npmrc.and_then(|text| authorization(&url, &text, |name| std::env::var(name).ok()));
+        Ok(Self { authorization, url, ca_file, proxy, no_proxy })
     }
 }
 
@@ -82,14 +93,20 @@ fn with_slash(url: &str) -> String {
     format!("{}/", url.trim_end_matches('/'))
 }
 
-/// `//host/path/:_authToken=...` of the user's npmrc; npm itself does not print tokens.
-fn authorization(url: &str) -> Option<String> {
-    let home = std::env::var_os("HOME")?;
-    let text = fs::read_to_string(PathBuf::from(home).join(".npmrc")).ok()?;
+/// `//host/path/:_authToken=...` (or `:_auth=...`) in the user's npmrc; npm itself does not print them. `${NAME}` stands for a variable
+/// of the environment, as npm has it.
+fn authorization(url: &str, npmrc: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let place = url.split_once("://")?.1;
-    let key = format!("//{place}:_authToken");
-    let token = text.lines().find_map(|line| line.trim().strip_prefix(&key)?.trim().strip_prefix('='))?;
-    Some(format!("Bearer {}", token.trim().trim_matches('"')))
+    let find = |field: &str| {
+        let key = format!("//{place}:{field}");
+        let value = npmrc.lines().find_map(|line| line.trim().strip_prefix(&key)?.trim_start().strip_prefix('='))?;
+        let value = value.trim().trim_matches('"');
+        match value.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
+            Some(name) => variable(name),
+            None => Some(value.to_owned()),
+        }
+    };
+    find("_authToken").map(|token| format!("Bearer {token}")).or_else(|| find("_auth").map(|basic| format!("Basic {basic}")))
 }
 
 /// The client of everything that is asked of the registry.
@@ -113,7 +130,8 @@ pub(crate) fn client(config: &Config, npm: &HostNpm) -> Result<reqwest::Client, 
         .redirect(reqwest::redirect::Policy::limited(3))
         .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")));
     if let Some(proxy) = &npm.proxy {
-        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(client)?);
+        let except = npm.no_proxy.as_deref().and_then(reqwest::NoProxy::from_string);
+        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(client)?.no_proxy(except));
     }
     builder.build().map_err(client)
 }
@@ -139,4 +157,20 @@ fn roots(npm: &HostNpm) -> Result<rustls::RootCertStore, RegistryError> {
         }
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_found_for_their_registry_alone() {
+        let npmrc = "registry=https://r.example/npm/\n//r.example/npm/:_authToken=abc\n//other.example/:_auth = \"dXNlcg==\"\n//env.example/:_authToken=${TOKEN}\n";
+        let find = |url: &str| authorization(url, npmrc, |name| (name == "TOKEN").then(|| "from-env".to_owned()));
+        assert_eq!(find("https://r.example/npm/").as_deref(), Some("Bearer abc"));
+        assert_eq!(find("https://other.example/").as_deref(), Some("Basic dXNlcg=="));
+        assert_eq!(find("https://env.example/").as_deref(), Some("Bearer from-env"));
+        assert_eq!(find("https://r.example/"), None);
+        assert_eq!(find("no address"), None);
+    }
 }

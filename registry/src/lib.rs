@@ -60,6 +60,8 @@ pub struct Registry {
     scripts: ScriptPolicy,
     packuments: Cache<String, (Arc<Packument>, Instant)>,
     requests: tokio::sync::Semaphore,
+    /// Who asks for a package's description; the others wait and find it known.
+    turns: [tokio::sync::Mutex<()>; REQUESTS_MAX],
 }
 
 impl Registry {
@@ -78,6 +80,7 @@ impl Registry {
             scripts,
             packuments: Cache::new(PACKUMENTS_MAX),
             requests: tokio::sync::Semaphore::new(REQUESTS_MAX),
+            turns: Default::default(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! A package's description in the registry: versions, when they were published, what they depend on.
 
-use crate::{FRESH_FOR, Registry, resolve::ResolveError};
+use crate::{FRESH_FOR, REQUESTS_MAX, Registry, resolve::ResolveError};
 use futures_util::StreamExt;
 use hearth_model::ModuleName;
 use serde::Deserialize;
@@ -125,18 +125,27 @@ impl Registry {
         Ok(body)
     }
 
-    /// A package's description, current within a minute; an older one serves when the registry is away.
+    fn fresh(&self, name: &ModuleName) -> Option<Arc<Packument>> {
+        let (packument, at) = self.packuments.get(name.as_str())?;
+        (at.elapsed() < FRESH_FOR).then_some(packument)
+    }
+
+    /// A package's description, current within a minute; an older one serves when the registry is away. Of many who ask at once one
+    /// asks the registry.
     pub(crate) async fn packument(&self, name: &ModuleName) -> Result<Arc<Packument>, ResolveError> {
-        let known = self.packuments.get(name.as_str());
-        if let Some((packument, at)) = &known
-            && at.elapsed() < FRESH_FOR
-        {
-            return Ok(Arc::clone(packument));
+        if let Some(packument) = self.fresh(name) {
+            return Ok(packument);
+        }
+        // By name, into a fixed number of places: two names that share one merely wait for each other.
+        let place = name.as_str().bytes().fold(0_usize, |h, b| h.wrapping_mul(31).wrapping_add(usize::from(b))) % REQUESTS_MAX;
+        let _turn = self.turns[place].lock().await;
+        if let Some(packument) = self.fresh(name) {
+            return Ok(packument);
         }
         let fetched = match self.fetch_packument(name.as_str()).await {
             Ok(body) => body,
             Err(error @ ResolveError::Registry { .. }) => {
-                return known.map(|(packument, _)| packument).ok_or(error);
+                return self.packuments.get(name.as_str()).map(|(packument, _)| packument).ok_or(error);
             }
             Err(error) => return Err(error),
         };

@@ -19,6 +19,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Map, Value};
 use std::{
+    collections::BTreeSet,
     io,
     sync::{
         Arc,
@@ -71,7 +72,12 @@ pub struct Usage {
     pub failed: AtomicU64,
     /// Bytes given.
     pub bytes: AtomicU64,
+    /// Packages with versions that were left out since they are too young; the first few.
+    pub young: parking_lot::Mutex<BTreeSet<String>>,
 }
+
+/// Names that are remembered for a person.
+const YOUNG_MAX: usize = 20;
 
 type Body = BoxBody<Bytes, io::Error>;
 
@@ -160,6 +166,12 @@ async fn packument(registry: &Registry, usage: &Usage, name: &ModuleName, host: 
     let min_age_s = if config.min_release_age_except.contains(name.as_str()) { 0 } else { config.min_release_age.as_secs() };
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let trimmed = trim(&full, name, host, min_age_s, now_s);
+    let count = |description: &Value| description["versions"].as_object().map_or(0, Map::len);
+    let mut young = usage.young.lock();
+    if count(&trimmed) < count(&full) && young.len() < YOUNG_MAX {
+        young.insert(name.to_string());
+    }
+    drop(young);
     let bytes = Bytes::from(serde_json::to_vec(&trimmed).map_err(unreadable)?);
     usage.bytes.fetch_add(bytes.len() as u64, Relaxed);
     let mut response = Response::new(Full::new(bytes).map_err(|e| match e {}).boxed());

@@ -187,6 +187,8 @@ fn build(table: Arc<dyn Table>, known: &[Arc<Node>], next_key: &AtomicU64) -> Vi
 /// Keeps the view at the table's revision.
 pub(crate) async fn follow(fleet: Arc<Fleet>, stop: CancellationToken) {
     let mut changed = fleet.routes.changed();
+    // What came between the first look and this subscription.
+    fleet.refresh();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

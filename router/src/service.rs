@@ -253,6 +253,10 @@ impl Worker {
                 }
             }
             Ok(Err(SendError::Connect(error))) => {
+                if is_our_own(&error) {
+                    tracing::error!(%error, "this router cannot open connections");
+                    return Tried::Broke(Broke::NotSent);
+                }
                 // Whether refused, reset or unanswered: nothing was sent, and the next request need not find out again. A node to
                 // which no connection can be made in time is silent, and what waits for it waits in vain.
                 let why = if error.kind() == io::ErrorKind::TimedOut { Why::Silent } else { Why::Refused };
@@ -310,6 +314,13 @@ impl Worker {
     }
 }
 
+/// Whether a connection failed for want of something on this machine, which says nothing about the node.
+fn is_our_own(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| ours.iter().any(|e| e.raw_os_error() == code))
+}
+
 /// The one mapping from attempts that came to nothing to answers.
 fn no_answer(broke: Broke) -> Failure {
     match broke {
@@ -362,6 +373,13 @@ fn check(request: &Request<Incoming>, body_max: u64) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use hearth_model::ContainerPath;
+
+    #[test]
+    fn a_router_without_descriptors_blames_no_node() {
+        let of = |errno: rustix::io::Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        assert!(is_our_own(&of(rustix::io::Errno::MFILE)));
+        assert!(!is_our_own(&of(rustix::io::Errno::CONNREFUSED)) && !is_our_own(&io::ErrorKind::TimedOut.into()));
+    }
 
     #[test]
     fn names_are_those_of_the_model() {

@@ -17,8 +17,9 @@ function answer(ctx, status, body) {
 
 const isError = (value) => value instanceof Error || Object.prototype.toString.call(value) === '[object Error]';
 
+// Anything may be thrown or given to the callback; what has a name and a message shows them.
 function describe(error) {
-  return isError(error) ? { details: String(error), name: error.name, message: error.message } : { details: error };
+  return { details: isError(error) ? String(error) : error, name: error?.name, message: error?.message };
 }
 
 const returned = (ctx, error) => answer(ctx, 400, { code: 400, error: 'Script returned an error.', ...describe(error) });
@@ -55,9 +56,15 @@ function parseQuery(url) {
   return at < 0 ? {} : { ...querystring.parse(url.slice(at + 1)) };
 }
 
+const unsupported = (name) => () => {
+  throw new Error(`The '${name}' method is not supported in this environment`);
+};
+
 function createContext(ctx) {
   const { fn, req } = ctx;
   const query = parseQuery(req.url);
+  // Such parameters speak to the platform, not to the function.
+  for (const key of Object.keys(query)) if (key.startsWith('webtask_')) delete query[key];
   const context = {
     query,
     params: { ...fn.params },
@@ -69,6 +76,8 @@ function createContext(ctx) {
     token: undefined,
     id: ctx.requestId,
     storage: createStorage(fn),
+    create_token: unsupported('create_token'),
+    create_token_url: unsupported('create_token_url'),
     data: undefined,
   };
   context.data = { ...query, ...context.params, ...context.secrets };
@@ -94,7 +103,7 @@ function readBody(ctx, callback) {
 function parseBody(context, raw) {
   context.body_raw = raw;
   if (!raw) return;
-  const type = (context.headers['content-type'] ?? '').split(';')[0].trim().toLowerCase();
+  const type = (context.headers['content-type'] ?? 'application/json').split(';')[0].trim().toLowerCase();
   if (type === 'application/json' || type.endsWith('+json')) {
     try {
       context.body = JSON.parse(raw);
@@ -105,7 +114,7 @@ function parseBody(context, raw) {
     context.body = { ...querystring.parse(raw) };
   }
   if (context.body && typeof context.body === 'object' && !Array.isArray(context.body)) {
-    for (const key of Object.keys(context.body)) if (!(key in context.data)) context.data[key] = context.body[key];
+    for (const key of Object.keys(context.body)) if (!context.data[key]) context.data[key] = context.body[key];
   }
 }
 

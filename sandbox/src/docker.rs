@@ -23,7 +23,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bollard::{
-    models::ContainerInspectResponse,
+    models::{ContainerCreateBody, ContainerInspectResponse},
     query_parameters::{
         CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
         StartContainerOptions,
@@ -85,6 +85,16 @@ struct Known {
 impl DockerSandbox {
     /// Connects to the engine and starts egress where the configuration asks for it.
     pub async fn connect(config: Config) -> Result<Self, SandboxError> {
+        Self::open(config, true).await
+    }
+
+    /// Connects to look around, for `describe` and images: no rule of the packet filter is touched, so that a node with the same
+    /// configuration may be running.
+    pub async fn look(config: Config) -> Result<Self, SandboxError> {
+        Self::open(config, false).await
+    }
+
+    async fn open(config: Config, with_egress: bool) -> Result<Self, SandboxError> {
         config.validate()?;
         let engine = Engine::connect(&config).await?;
         let mut warnings = Vec::new();
@@ -94,6 +104,7 @@ impl DockerSandbox {
             })
             .ok();
         let egress = match config.egress.mode {
+            _ if !with_egress => None,
             net::Mode::None => None,
             net::Mode::Public => match Egress::start(&config.egress, &config.instance).await.map_err(|e| egress_failed(&e))? {
                 net::Start::Running(egress, weak) => {
@@ -160,10 +171,19 @@ impl Inner {
         let body = options::container(&self.config, spec, slot_dir::is_root())?;
         self.prepare(spec).await?;
         let image = body.image.clone().unwrap_or_default();
-        let docker = self.engine.docker();
-        let named = CreateContainerOptionsBuilder::default().name(&options::name(&self.config, spec.slot)).build();
-        let id = match self.engine.slow("create container", docker.create_container(Some(named), body)).await {
-            Ok(created) => created.id,
+        let name = options::name(&self.config, spec.slot);
+        let id = match self.make(&name, &body).await {
+            Err(SandboxError::Failed { detail, .. }) if detail.contains("is already in use by container") => {
+                // A creation that was given up while the engine stalled, and that the engine has finished since.
+                match self.remove_leftover(&name).await {
+                    Ok(()) => self.make(&name, &body).await,
+                    Err(error) => Err(error),
+                }
+            }
+            made => made,
+        };
+        let id = match id {
+            Ok(id) => id,
             Err(error) => {
                 let _ = slot_dir::release(&spec.slot_dir.join("run"));
                 return Err(error);
@@ -183,6 +203,32 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    async fn make(&self, name: &str, body: &ContainerCreateBody) -> Result<String, SandboxError> {
+        let named = CreateContainerOptionsBuilder::default().name(name).build();
+        let made = self.engine.docker().create_container(Some(named), body.clone());
+        Ok(self.engine.slow("create container", made).await?.id)
+    }
+
+    /// Removes the container that has this name, if it is this instance's and nobody here knows of it.
+    async fn remove_leftover(&self, name: &str) -> Result<(), SandboxError> {
+        let inspected = match self.inspect(name).await {
+            Ok(inspected) => inspected,
+            Err(SandboxError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let labels = inspected.config.as_ref().and_then(|c| c.labels.as_ref());
+        let ours = labels.and_then(|l| l.get(LABEL_INSTANCE)) == Some(&self.config.instance);
+        let id = inspected.id.unwrap_or_default();
+        if !ours || self.state.lock().known.contains_key(&id) {
+            return Err(SandboxError::Failed {
+                call: "create container",
+                detail: format!("the name {name} is in use by container {id}"),
+            });
+        }
+        tracing::info!(container = id, name, "removing a container whose creation was given up");
+        self.remove(&id).await
     }
 
     async fn prepare(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
@@ -220,6 +266,14 @@ impl Inner {
             egress.attach(spec.slot, known.running.pid).await.map_err(|e| egress_failed(&e))?;
         }
         Ok(known)
+    }
+
+    async fn restrict(&self, id: &SandboxId, policy: &hearth_model::Egress) -> Result<(), SandboxError> {
+        let Some(egress) = &self.egress else { return Ok(()) };
+        let known = self.find(id).await?;
+        let run = known.run_dir.ok_or_else(|| SandboxError::NotFound { id: id.0.clone() })?;
+        let hosts = run.with_file_name(options::ETC_DIR).join(options::HOSTS.name);
+        egress.restrict(known.running.slot, policy, hosts).await.map_err(|e| egress_failed(&e))
     }
 
     /// Takes hold of the container's process and control group.
@@ -293,6 +347,12 @@ impl Inner {
         }
         if let Some(group) = &known.group {
             let _ = group.thaw();
+        }
+        // While the route still tells the address. What stays restricted by a failure is restricted once too often.
+        if let Some(egress) = &self.egress
+            && let Err(error) = egress.forget(known.running.slot).await
+        {
+            tracing::warn!(slot = known.running.slot, %error, "a container's egress policy could not be removed");
         }
         self.remove(&id.0).await?;
         if let Some(run) = known.run_dir {
@@ -414,6 +474,17 @@ impl Sandbox for DockerSandbox {
 
     async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError> {
         self.inner.wait(id).await
+    }
+
+    async fn restrict(&self, id: &SandboxId, egress: &hearth_model::Egress) -> Result<(), SandboxError> {
+        self.inner.restrict(id, egress).await
+    }
+
+    async fn traffic(&self) -> Result<HashMap<u32, net::Traffic>, SandboxError> {
+        match &self.inner.egress {
+            Some(egress) => egress.traffic().await.map_err(|e| egress_failed(&e)),
+            None => Ok(HashMap::new()),
+        }
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {

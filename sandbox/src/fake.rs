@@ -346,6 +346,7 @@ impl Sandbox for FakeSandbox {
             engine: "fake".to_owned(),
             mounts_propagate: false,
             warnings: vec!["nothing is isolated: this sandbox is for tests".to_owned()],
+            findings: Vec::new(),
             images: BTreeMap::new(),
         })
     }
@@ -409,6 +410,14 @@ impl Sandbox for FakeSandbox {
         let mut exit = self.find(id)?.exit.subscribe();
         let ended = exit.wait_for(Option::is_some).await.map(|e| *e);
         Ok(ended.ok().flatten().unwrap_or_default())
+    }
+
+    async fn restrict(&self, id: &SandboxId, _: &hearth_model::Egress) -> Result<(), SandboxError> {
+        self.find(id).map(|_| ())
+    }
+
+    async fn traffic(&self) -> Result<HashMap<u32, crate::net::Traffic>, SandboxError> {
+        Ok(HashMap::new())
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError> {

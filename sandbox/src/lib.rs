@@ -10,8 +10,12 @@ pub mod image;
 pub mod net;
 
 use async_trait::async_trait;
-use hearth_model::function::NodeVersion;
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use hearth_model::{Egress, function::NodeVersion};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// What a container is for; decides image, command and limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +53,8 @@ pub struct SandboxSpec {
     pub purpose: Purpose,
     /// Which Node.js.
     pub node: NodeVersion,
+    /// Which of the configured OCI runtimes; none for the installation's own.
+    pub oci_runtime: Option<String>,
     /// Host directory of the slot: `run/` and `tree/` below it exist. `run` is mounted read-write at `/run/hearth`, `tree` read-only
     /// and `rslave` at `/hearth`. For a build `out/` is mounted read-write at `/build`.
     pub slot_dir: PathBuf,
@@ -151,8 +157,35 @@ pub struct Description {
     pub mounts_propagate: bool,
     /// Weaknesses that an operator should know, each with its remedy.
     pub warnings: Vec<String>,
+    /// Everything that was checked about engine and machine, for `hearth doctor`.
+    pub findings: Vec<Finding>,
     /// Images by purpose: the digest of what went in.
     pub images: BTreeMap<String, String>,
+}
+
+/// One thing that was checked about the machine that untrusted code runs on.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// Stable, for scripts and suppressions, as `engine.seccomp`.
+    pub id: &'static str,
+    /// What should hold.
+    pub title: &'static str,
+    /// How bad it is where it does not hold.
+    pub severity: Severity,
+    /// Whether it holds.
+    pub passed: bool,
+    /// What is and what to do about it, where it does not hold.
+    pub detail: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// One wall of several is missing.
+    Weak,
+    /// There is a known way through: no untrusted code should run here. A node refuses to start unless told otherwise.
+    Unsafe,
 }
 
 /// Makes and unmakes containers. Every call has a deadline of its own.
@@ -172,6 +205,11 @@ pub trait Sandbox: Send + Sync + 'static {
     async fn resize(&self, id: &SandboxId, limits: &Limits) -> Result<(), SandboxError>;
     /// Waits until its first process has ended. Cancel-safe.
     async fn wait(&self, id: &SandboxId) -> Result<Exit, SandboxError>;
+    /// Restricts what it may reach to less than the public internet. For a container that has run nothing of its tenant yet; where this
+    /// machine gives containers no way out at all there is nothing to do.
+    async fn restrict(&self, id: &SandboxId, egress: &Egress) -> Result<(), SandboxError>;
+    /// What went through the network interface of each slot's container; empty where containers have none.
+    async fn traffic(&self) -> Result<HashMap<u32, net::Traffic>, SandboxError>;
     /// What it uses now.
     async fn usage(&self, id: &SandboxId) -> Result<Usage, SandboxError>;
     /// The last bytes of its output (at most 64 KiB), for a build's log or a runtime that did not come up.

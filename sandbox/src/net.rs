@@ -15,24 +15,46 @@
 
 mod cidr;
 mod link;
+mod policy;
 mod rules;
 
 pub use cidr::{Cidr, CidrError};
 
+use bytesize::ByteSize;
+use futures_util::{StreamExt, stream};
+use hearth_model::{Egress as EgressPolicy, egress::Host};
+use policy::Policies;
 use rules::Ruleset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{io, net::Ipv4Addr, path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{io::AsyncWriteExt, process::Command, task::JoinHandle};
 
 /// What containers see as their router and resolver. Link-local, so that it clashes with nothing on any machine; no interface
 /// carries it, the packet filter sends what goes to its port 53 on to the node's resolvers.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
+/// Every container's table of hosts begins with this.
+pub(crate) const HOSTS_BASE: &str = "127.0.0.1 localhost hearth\n::1 localhost\n";
+
 /// How long `nft` and `iptables` may take.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take until the rules are back after another program has flushed them.
 const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+/// How often names of allow lists are looked up again.
+const LOOK_UP_INTERVAL: Duration = Duration::from_secs(60);
+/// How long one name may take to resolve.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Names that are looked up at the same time.
+const LOOK_UPS_MAX: usize = 8;
 /// Digits of a slot in an interface's name: Linux allows 15 characters.
 const SLOT_MAX: u32 = 9_999_999;
 
@@ -62,6 +84,8 @@ pub struct Config {
     pub deny: Vec<Cidr>,
     /// Connections that one container may have at once; the kernel's table of connections is shared by the whole machine.
     pub connections_max: u32,
+    /// Bytes per second that one container may send, and as many that it may receive; what is more is dropped.
+    pub bandwidth_max: ByteSize,
 }
 
 impl Default for Config {
@@ -72,10 +96,13 @@ impl Default for Config {
             resolvers: Vec::new(),
             deny: Vec::new(),
             connections_max: 1_024,
+            bandwidth_max: ByteSize::mib(50),
         }
     }
 }
 
+/// Below this a single burst of full packets would not pass.
+const BANDWIDTH_MIN: u64 = 64 * 1024;
 /// Smallest network for containers.
 pub const PREFIX_MAX: u8 = 24;
 
@@ -88,6 +115,11 @@ impl Config {
         if self.connections_max == 0 {
             return Err(NetError::Config {
                 detail: "egress.connections_max must be above zero; for no egress set egress.mode".to_owned(),
+            });
+        }
+        if !(BANDWIDTH_MIN..=u64::from(u32::MAX)).contains(&self.bandwidth_max.as_u64()) {
+            return Err(NetError::Config {
+                detail: format!("egress.bandwidth_max {} must be from 64 KiB to 4 GiB a second", self.bandwidth_max),
             });
         }
         if self.resolvers.iter().any(|r| r.is_loopback() || r.is_unspecified()) {
@@ -149,7 +181,32 @@ pub struct Egress {
 
 struct Shared {
     ruleset: Ruleset,
-    text: String,
+    state: tokio::sync::Mutex<State>,
+}
+
+/// Guarded as one, so that the kernel's sets change in the order of this.
+#[derive(Default)]
+struct State {
+    policies: Policies,
+    /// Containers with an allow list that names hosts.
+    listings: HashMap<Ipv4Addr, Listing>,
+}
+
+struct Listing {
+    egress: EgressPolicy,
+    hosts_file: PathBuf,
+    addresses: BTreeMap<String, Vec<Ipv4Addr>>,
+}
+
+/// What went through one container's interface since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Bytes that the container sent, those that were refused included.
+    pub sent_bytes: u64,
+    /// Bytes that it received.
+    pub received_bytes: u64,
+    /// Connections that it opened. The kernel counts them by address, so that a slot's former container may be included.
+    pub connections: u64,
 }
 
 impl Drop for Egress {
@@ -191,9 +248,14 @@ impl Egress {
             resolvers,
             denied,
             connections_max: config.connections_max,
+            bytes_per_s_max: config.bandwidth_max.as_u64(),
         };
-        let shared = Arc::new(Shared { text: ruleset.text(), ruleset });
-        run("nft", &["-f", "-"], Some(&shared.text)).await?;
+        // There is no table where no process of this instance ran before.
+        let left = run("nft", &["-j", "list", "table", "inet", &ruleset.table], None).await.unwrap_or_default();
+        let state = State { policies: Policies::of_table(&left), listings: HashMap::new() };
+        let text = ruleset.text(&state.policies);
+        let shared = Arc::new(Shared { state: tokio::sync::Mutex::new(state), ruleset });
+        run("nft", &["-f", "-"], Some(&text)).await?;
         warnings.extend(shared.pass_engine_filter().await);
         let watch = tokio::spawn(watch(Arc::clone(&shared)));
         Ok(Start::Running(Self { shared, links, watch }, warnings))
@@ -206,7 +268,57 @@ impl Egress {
                 detail: format!("slot {slot} is above {SLOT_MAX}, the most that fits an interface's name"),
             });
         }
-        self.links.attach(slot, pid).await
+        let address = self.links.attach(slot, pid).await?;
+        // The address may have been another container's.
+        self.shared.set_policy(address, None).await?;
+        Ok(address)
+    }
+
+    /// Restricts the container of this slot. Names of an allow list are resolved here and now, looked up again every minute, and
+    /// written to `hosts_file`, the container's table of hosts.
+    pub async fn restrict(&self, slot: u32, egress: &EgressPolicy, hosts_file: PathBuf) -> Result<(), NetError> {
+        let Some(address) = self.links.addresses().await?.remove(&slot) else {
+            return Err(NetError::Link { call: "restrict", detail: format!("slot {slot} has no address") });
+        };
+        let addresses = resolve_names(egress, BTreeMap::new()).await;
+        let resolved = policy::resolved(egress, &addresses);
+        for name in &resolved.unresolved {
+            tracing::warn!(name, "a name of an allow list does not resolve");
+        }
+        if matches!(egress, EgressPolicy::Allow { .. }) {
+            write_hosts(&hosts_file, &resolved.hosts).await?;
+        }
+        self.shared.set_policy(address, resolved.policy).await?;
+        let mut state = self.shared.state.lock().await;
+        if addresses.is_empty() {
+            state.listings.remove(&address);
+        } else {
+            state.listings.insert(address, Listing { egress: egress.clone(), hosts_file, addresses });
+        }
+        Ok(())
+    }
+
+    /// Forgets the policy of a container that is about to go. Free where nobody has one.
+    pub async fn forget(&self, slot: u32) -> Result<(), NetError> {
+        if self.shared.state.lock().await.policies.is_empty() {
+            return Ok(());
+        }
+        let Some(address) = self.links.addresses().await?.remove(&slot) else { return Ok(()) };
+        self.shared.state.lock().await.listings.remove(&address);
+        self.shared.set_policy(address, None).await
+    }
+
+    /// What went through each slot's interface.
+    pub async fn traffic(&self) -> Result<HashMap<u32, Traffic>, NetError> {
+        let mut traffic = self.links.traffic().await?;
+        let opened = run("nft", &["-j", "list", "set", "inet", &self.shared.ruleset.table, "opened"], None).await?;
+        let opened = policy::counters(&opened);
+        for (slot, address) in self.links.addresses().await? {
+            if let (Some(traffic), Some(connections)) = (traffic.get_mut(&slot), opened.get(&address)) {
+                traffic.connections = *connections;
+            }
+        }
+        Ok(traffic)
     }
 
     /// Removes the rules. Only for when no container of the instance is left: one that still runs would be unfiltered.
@@ -223,6 +335,53 @@ impl Egress {
 }
 
 impl Shared {
+    async fn set_policy(&self, address: Ipv4Addr, policy: Option<policy::Policy>) -> Result<(), NetError> {
+        let mut state = self.state.lock().await;
+        let mut policies = state.policies.clone();
+        let Some(commands) = policies.set(&self.ruleset.table, address, policy) else { return Ok(()) };
+        if let Err(error) = run("nft", &["-f", "-"], Some(&commands)).await {
+            // Somebody has changed the sets meanwhile: all of it is put in place anew, in one transaction.
+            tracing::warn!(%error, "the packet filter was not as it was left; replacing it");
+            run("nft", &["-f", "-"], Some(&self.ruleset.text(&policies))).await?;
+        }
+        state.policies = policies;
+        Ok(())
+    }
+
+    /// Follows names that have come to stand for other addresses. A name that does not resolve keeps its last ones.
+    async fn look_up_again(&self) {
+        let listings: Vec<_> = {
+            let state = self.state.lock().await;
+            let copy = |(a, l): (&Ipv4Addr, &Listing)| (*a, l.egress.clone(), l.addresses.clone(), l.hosts_file.clone());
+            state.listings.iter().map(copy).collect()
+        };
+        for (address, egress, before, hosts_file) in listings {
+            let addresses = resolve_names(&egress, before.clone()).await;
+            if addresses == before {
+                continue;
+            }
+            let resolved = policy::resolved(&egress, &addresses);
+            // Still the same container: one that is gone meanwhile must not get its policy back.
+            let known = match self.state.lock().await.listings.get_mut(&address) {
+                Some(listing) if listing.egress == egress => {
+                    listing.addresses = addresses;
+                    true
+                }
+                _ => false,
+            };
+            if !known {
+                continue;
+            }
+            let followed = async {
+                self.set_policy(address, resolved.policy).await?;
+                write_hosts(&hosts_file, &resolved.hosts).await
+            };
+            if let Err(error) = followed.await {
+                tracing::warn!(%address, %error, "an allow list could not follow its names to their new addresses");
+            }
+        }
+    }
+
     /// Docker sets the policy of forwarding to drop, and a packet must pass every filter: ours alone cannot let it through. Rules in
     /// the chain Docker keeps for its users do, while our own denials stand whatever the engine's filter says.
     async fn pass_engine_filter(&self) -> Option<String> {
@@ -266,10 +425,16 @@ async fn watch(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
+    let mut looked_up = tokio::time::Instant::now();
     loop {
         ticks.tick().await;
+        if looked_up.elapsed() >= LOOK_UP_INTERVAL {
+            looked_up = tokio::time::Instant::now();
+            shared.look_up_again().await;
+        }
         if !shared.in_place().await {
-            match run("nft", &["-f", "-"], Some(&shared.text)).await {
+            let text = shared.ruleset.text(&shared.state.lock().await.policies);
+            match run("nft", &["-f", "-"], Some(&text)).await {
                 Ok(_) => tracing::error!(
                     table = shared.ruleset.table,
                     "the packet filter of containers had been removed and is back; find out by whom"
@@ -313,6 +478,40 @@ fn prefix(instance: &str) -> String {
 fn seed(instance: &str) -> u32 {
     let digest = Sha256::digest(instance.as_bytes());
     u32::from_be_bytes([digest[8], digest[9], digest[10], digest[11]])
+}
+
+/// What the names of an allow list stand for; `before` where a name does not resolve now. Sorted, because resolvers shuffle.
+async fn resolve_names(egress: &EgressPolicy, mut before: BTreeMap<String, Vec<Ipv4Addr>>) -> BTreeMap<String, Vec<Ipv4Addr>> {
+    let EgressPolicy::Allow { to } = egress else { return BTreeMap::new() };
+    let names: BTreeSet<String> =
+        to.iter().filter_map(|d| if let Host::Name(name) = &d.host { Some(name.clone()) } else { None }).collect();
+    let found: Vec<(String, Option<Vec<Ipv4Addr>>)> = stream::iter(names)
+        .map(|name| async move {
+            let looked_up = tokio::time::timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await;
+            let addresses = looked_up.ok().and_then(Result::ok).map(|found| {
+                let v4 = found.filter_map(|a| if let SocketAddr::V4(a) = a { Some(*a.ip()) } else { None });
+                v4.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+            });
+            (name, addresses)
+        })
+        .buffer_unordered(LOOK_UPS_MAX)
+        .collect()
+        .await;
+    found
+        .into_iter()
+        .map(|(name, addresses)| {
+            let addresses = addresses.or_else(|| before.remove(&name)).unwrap_or_default();
+            (name, addresses)
+        })
+        .collect()
+}
+
+/// Written in place, because the file is mounted into the container.
+async fn write_hosts(file: &Path, lines: &str) -> Result<(), NetError> {
+    let text = format!("{HOSTS_BASE}{lines}");
+    let fail =
+        |e: io::Error| NetError::Link { call: "write the container's table of hosts", detail: format!("{}: {e}", file.display()) };
+    tokio::fs::write(file, text).await.map_err(fail)
 }
 
 async fn resolvers(config: &Config) -> Vec<Ipv4Addr> {

@@ -6,6 +6,7 @@
 
 mod support;
 
+use hearth_model::Egress;
 use hearth_sandbox::{
     Purpose, Running, Sandbox,
     docker::{Config, DockerSandbox},
@@ -177,6 +178,8 @@ async fn inside_the_router(internet: String) {
     world.reach_neither_each_other_nor_are_reached().await;
     world.have_one_address_and_no_ipv6().await;
     world.connections_are_bounded().await;
+    let sandbox = policies_restrict_and_survive_a_restart(sandbox, &config, &world, &first, &second).await;
+    what_passed_is_counted(&sandbox).await;
     a_slot_can_be_used_again(&sandbox, &slots, second).await;
     rules_come_back_after_a_flush(&mut world).await;
     rules_stay_while_a_container_lives(&sandbox, &config, &first).await;
@@ -267,6 +270,47 @@ impl Containers<'_> {
         let open = self.ask(2, &code).await.unwrap().as_u64().unwrap();
         // Those of earlier checks may still count while the kernel lets them go.
         assert!(open > 0 && open <= u64::from(CONNECTIONS_MAX), "{open} connections were open");
+    }
+}
+
+/// A tenant with an allow list reaches what is on it and nothing else, not even the resolver; a tenant without egress reaches nothing.
+async fn policies_restrict_and_survive_a_restart(
+    sandbox: DockerSandbox,
+    config: &Config,
+    world: &Containers<'_>,
+    first: &Running,
+    second: &Running,
+) -> DockerSandbox {
+    let allow = |to: &[&str]| Egress::Allow { to: to.iter().map(|t| t.parse().unwrap()).collect() };
+    let public = connect(PUBLIC, 80);
+    sandbox.restrict(&first.id, &allow(&["203.0.113.0/28:80"])).await.unwrap();
+    assert_eq!(world.ask(1, &public).await.unwrap(), json!(ROUTER[0]), "what is listed is reached");
+    assert!(world.ask(1, &connect(PUBLIC, 53)).await.is_err(), "another port is not");
+    let lookup = "return await require('dns/promises').resolve4('www.example.org')";
+    assert!(world.ask(1, lookup).await.is_err(), "questions to the resolver would be a way out");
+    sandbox.restrict(&first.id, &allow(&["192.0.2.0/24", RESOLVER])).await.unwrap();
+    assert!(world.ask(1, &public).await.is_err(), "what is no longer listed is not reached");
+    assert!(world.ask(1, &connect(RESOLVER, 80)).await.is_err(), "a list opens nothing private");
+    assert_eq!(world.ask(2, &public).await.unwrap(), json!(ROUTER[0]), "the neighbour keeps its own policy");
+    sandbox.restrict(&second.id, &Egress::None).await.unwrap();
+    assert!(world.ask(2, &public).await.is_err() && world.ask(2, lookup).await.is_err(), "nothing at all");
+    // The next process replaces the rules, and lets nobody out while it does.
+    drop(sandbox);
+    let restarted = DockerSandbox::connect(config.clone()).await.unwrap();
+    assert!(world.ask(1, &public).await.is_err() && world.ask(2, &public).await.is_err(), "a restart has let containers out");
+    for id in [&first.id, &second.id] {
+        restarted.restrict(id, &Egress::Public).await.unwrap();
+    }
+    assert_eq!(world.ask(1, &public).await.unwrap(), json!(ROUTER[0]));
+    assert_eq!(world.ask(2, &public).await.unwrap(), json!(ROUTER[0]));
+    restarted
+}
+
+async fn what_passed_is_counted(sandbox: &DockerSandbox) {
+    let traffic = sandbox.traffic().await.unwrap();
+    for slot in [1, 2] {
+        let seen = traffic[&slot];
+        assert!(seen.sent_bytes > 500 && seen.received_bytes > 100 && seen.connections >= 3, "slot {slot}: {seen:?}");
     }
 }
 

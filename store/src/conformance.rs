@@ -21,7 +21,7 @@ fn path(text: &str) -> FunctionPath {
 }
 
 fn tenant(name: &str) -> Tenant {
-    Tenant { name: name.parse().expect("a name"), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) }
+    Tenant::new(name.parse().expect("a name"))
 }
 
 fn version(status: VersionStatus, modules: &[&str]) -> NewVersion {

@@ -77,6 +77,21 @@ pub enum Precondition {
     Generation(u64),
 }
 
+impl Precondition {
+    /// Holds it against a thing's generation; none when the thing does not exist. `what` is noun and name, for the error.
+    ///
+    /// # Errors
+    /// [`StoreError::Precondition`] when it does not hold.
+    pub fn check(self, what: &str, actual: Option<u64>) -> Result<(), StoreError> {
+        let holds = match self {
+            Self::None => true,
+            Self::Absent => actual.is_none(),
+            Self::Generation(wanted) => actual == Some(wanted),
+        };
+        if holds { Ok(()) } else { Err(StoreError::Precondition { what: what.to_owned(), actual }) }
+    }
+}
+
 /// One page of a list, in the order of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {

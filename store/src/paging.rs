@@ -6,12 +6,7 @@ use hearth_model::limits;
 
 /// Whether what is stored (its generation; none when absent) is what the caller requires.
 pub(crate) fn check(what: &str, precondition: Precondition, actual: Option<u64>) -> Result<(), StoreError> {
-    let holds = match precondition {
-        Precondition::None => true,
-        Precondition::Absent => actual.is_none(),
-        Precondition::Generation(wanted) => actual == Some(wanted),
-    };
-    if holds { Ok(()) } else { Err(StoreError::Precondition { what: what.to_owned(), actual }) }
+    precondition.check(what, actual)
 }
 
 /// The key after which a page starts; the empty text comes before all names.

@@ -134,7 +134,7 @@ fn version(code: &str) -> NewVersion {
 }
 
 async fn with_function(store: &dyn FunctionStore, path: &FunctionPath) {
-    let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new(path.tenant.clone());
     store.put_tenant(tenant, Precondition::None).await.unwrap();
     store.put_container(Container::with_defaults(&path.container_path(), Timestamp(0)), Precondition::None).await.unwrap();
     store.create_version(path, version("1"), Precondition::None).await.unwrap();
@@ -284,7 +284,7 @@ async fn what_a_newer_hearth_wrote_is_refused_untouched() {
     let newer = |r: Result<(), StoreError>| matches!(r, Err(StoreError::NewerSchema { found: 2, known: 1, .. }));
     assert!(newer(store.get_tenant(&path.tenant).await.map(|_| ())));
     assert!(newer(store.get_servable(&path).await.map(|_| ())));
-    let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new(path.tenant.clone());
     assert!(newer(store.put_tenant(tenant, Precondition::None).await.map(|_| ())));
     assert!(newer(store.delete_tenant(&path.tenant, Precondition::None).await));
     assert_eq!(get.send().await.unwrap().item.unwrap(), item);
@@ -293,7 +293,7 @@ async fn what_a_newer_hearth_wrote_is_refused_untouched() {
 #[tokio::test]
 async fn a_tenant_with_very_many_tokens_takes_them_with_it() {
     let store = world(connector(), "tokens", 5).await.records().await;
-    let tenant = Tenant { name: "many".parse().unwrap(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new("many".parse().unwrap());
     store.put_tenant(tenant.clone(), Precondition::None).await.unwrap();
     for n in 0..40 {
         let token = Token {
@@ -323,6 +323,12 @@ async fn secrets_under_kms_open_only_in_their_place() {
     assert_eq!(keyring.open(&a, "KEY", &sealed).await.unwrap().as_str(), "canary");
     assert!(matches!(keyring.open(&b, "KEY", &sealed).await, Err(KeyringError::Refused { .. })), "another tenant");
     assert!(keyring.open(&a, "OTHER", &sealed).await.is_err(), "another name");
+    let second = keyring.seal(&a, "SECOND", "too").await.unwrap();
+    assert_eq!(keyring.open(&a, "SECOND", &second).await.unwrap().as_str(), "too");
+    let calls = connector.stats().snapshot();
+    let sent = |call: &str| calls.iter().find(|(_, c, _)| *c == call).unwrap().2.sent;
+    // One at the start, one for both secrets of the function; one opened, one refused.
+    assert_eq!((sent("GenerateDataKey"), sent("Decrypt")), (2, 2), "secrets of a function share a data key");
     let missing = KmsKeyring::open(&connector, &place(), "alias/nobody").await.err().unwrap().to_string();
     assert!(missing.contains("alias/nobody") && missing.contains("GenerateDataKey"), "{missing}");
 }

@@ -34,7 +34,7 @@ fn version() -> NewVersion {
 async fn write_until_killed(file: &Path) {
     let store = SqliteStore::open(file, 5).unwrap();
     let path = path();
-    let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+    let tenant = Tenant::new(path.tenant.clone());
     store.put_tenant(tenant, Precondition::None).await.unwrap();
     store.put_container(Container::with_defaults(&path.container_path(), Timestamp(0)), Precondition::None).await.unwrap();
     loop {

@@ -202,9 +202,20 @@ impl AwsWorld {
     }
 }
 
+/// A process leaves the mounts of its data directory to the next one on it; here there is none.
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
+    // The innermost were mounted last.
+    for at in below.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").args(["--lazy", at]).status();
+    }
+}
+
 impl Drop for AwsWorld {
     fn drop(&mut self) {
         self.end_services();
+        unmount_below(self.dir.path());
         if std::thread::panicking() {
             let kept = binary().with_file_name("test-logs").join(&self.id);
             let _ = fs::create_dir_all(&kept);

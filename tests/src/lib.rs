@@ -1,6 +1,9 @@
 //! The harness of the whole-system tests: starts the real `hearth` on real Docker with a data directory and a label of its own, speaks to
 //! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
 
+// It speaks to whoever runs the tests.
+#![allow(clippy::print_stderr)]
+
 mod aws;
 mod cluster;
 mod docker;
@@ -9,6 +12,7 @@ mod hearth;
 mod http;
 mod load;
 mod process;
+mod registry;
 mod socket_gate;
 
 pub use aws::{AwsWorld, Process, Role};
@@ -19,6 +23,7 @@ pub use hearth::{Hearth, Options, binary};
 pub use http::{Answer, RawConnection};
 pub use load::{Load, Outcome, Plan, Report, Sample};
 pub use process::free_port;
+pub use registry::{Package, Registry};
 pub use socket_gate::SocketGate;
 
 use std::{
@@ -27,7 +32,6 @@ use std::{
 };
 
 /// A client builder that speaks to this machine alone, whatever proxy the environment names.
-#[must_use]
 pub fn http_client() -> reqwest::ClientBuilder {
     // Installed once for the process; a second time is refused, and that is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -40,7 +40,7 @@ fn dependencies_point_one_way() {
         ("node", &["model", "edge", "store", "placement", "sandbox", "registry"]),
         ("builder", &["model", "store", "sandbox", "registry"]),
         ("cli", &["model", "store", "sandbox", "registry", "placement", "router", "node", "builder", "loadtest"]),
-        ("tests", &["model", "edge"]),
+        ("tests", &["model", "edge", "loadtest"]),
     ];
     for (name, may) in allowed {
         let manifest = text(Path::new(&format!("{name}/Cargo.toml")));
@@ -103,6 +103,18 @@ fn the_map_names_every_folder() {
         .collect();
     for folder in folders {
         assert!(map.contains(&format!("`{folder}/`")), "ARCHITECTURE.md does not name {folder}/");
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    for file in with_extension(&files(), "md") {
+        let page = text(file);
+        let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|t| !t.contains("://") && !t.starts_with('#')) {
+            let path = root().join(file.parent().unwrap()).join(target.split('#').next().unwrap_or_default());
+            assert!(path.exists(), "{} links to {target}, which does not exist", file.display());
+        }
     }
 }
 

@@ -63,7 +63,6 @@ pub async fn init(args: InitArgs) -> Result<()> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the JSON is the command's result")]
 fn show(design: &Design) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(design)?);
     Ok(())

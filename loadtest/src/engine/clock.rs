@@ -18,7 +18,10 @@ impl Timer {
     /// There is no descriptor left.
     pub fn new() -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        // What replaced this constructor is unsafe, for types that do not own their descriptor. An `OwnedFd` does.
+        #[expect(deprecated)]
+        let fd = AsyncFd::new(fd)?;
+        Ok(Self { fd })
     }
 
     /// Waits for so long. Cancel-safe: the next wait sets the timer anew.

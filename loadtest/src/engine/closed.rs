@@ -64,7 +64,7 @@ impl ClosedResult {
         self.failed += other.failed;
         self.elapsed = self.elapsed.max(other.elapsed);
         // Both have the same bounds, so nothing can be out of them.
-        drop(self.latency.add(&other.latency));
+        let _ = self.latency.add(&other.latency);
         for (text, count) in &other.failures {
             *self.failures.entry(text.clone()).or_default() += count;
         }

@@ -38,6 +38,7 @@ pub fn page(report: &Report) -> String {
     html.push_str(&errors_over_time(run));
     reasons(&mut html, run);
     faults(&mut html, run);
+    deploys(&mut html, run);
     for (what, groups, least) in [("Phases", &run.phases, 1), ("Streams", &run.streams, 2), ("Functions", &run.kinds, 2)] {
         if groups.len() >= least {
             group_table(&mut html, what, groups);
@@ -48,9 +49,9 @@ pub fn page(report: &Report) -> String {
     html.push_str("<h2>The generator</h2>");
     html.push_str(&in_flight(run));
     runs(&mut html, report);
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<details><summary>The scenario</summary><pre>{}</pre></details><p class=soft>Made by hearth loadtest {} on {}, {} cores, {} sending threads.</p></html>\n",
+        "<details><summary>The scenario</summary><pre>{}</pre></details><p class=soft>Made by hearth loadtest {} on {}, {} cores, {} sending threads.</p></html>",
         escape(&report.scenario_text),
         escape(&report.version),
         escape(&report.machine.kernel),
@@ -377,6 +378,23 @@ fn faults(html: &mut String, run: &RunResult) {
         );
     }
     html.push_str("</table></div>");
+}
+
+fn deploys(html: &mut String, run: &RunResult) {
+    let Some(deploys) = &run.deploys else { return };
+    let l = deploys.latency;
+    let _ = write!(
+        html,
+        "<h2>Deploys</h2><div class=scroll><table><tr><th>done<th>p50<th>p99<th>slowest<th>failed<th>answered by the version before<tr><td>{}",
+        l.map_or(0, |l| l.count)
+    );
+    for ms in l.map_or([f64::NAN; 3], |l| [l.p50_ms, l.p99_ms, l.max_ms]) {
+        let _ = write!(html, "<td>{}", show_ms(ms));
+    }
+    let _ = write!(html, "<td>{}<td>{}</table></div>", deploys.failed, deploys.stale);
+    if let Some(error) = &deploys.error {
+        let _ = write!(html, "<p>The first that failed: {}</p>", escape(error));
+    }
 }
 
 fn group_table(html: &mut String, what: &str, groups: &BTreeMap<String, GroupResult>) {

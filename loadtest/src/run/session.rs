@@ -28,6 +28,8 @@ use std::{
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Requests in flight where neither scenario nor flag says it.
 const IN_FLIGHT_DEFAULT: u64 = 10_000;
+/// With fewer no scenario is worth running.
+const IN_FLIGHT_MIN: u64 = 256;
 /// Descriptors for all that is not a request.
 const DESCRIPTORS_ASIDE: u64 = 128;
 /// Calls at once while functions are called for the first time.
@@ -57,7 +59,7 @@ impl<'a> Session<'a> {
         let body = plan::body(&args.sending, &scenario)?;
         let traces = plan::read_traces(&scenario, args.change.trace.as_ref())?;
         let in_flight_max = scenario.max_in_flight.unwrap_or(IN_FLIGHT_DEFAULT).max(1);
-        allow_descriptors(in_flight_max)?;
+        let in_flight_max = allow_descriptors(in_flight_max, args.sending.max_in_flight.is_some())?;
         let options = options(&args.sending, scenario.fresh_connections);
         let mut this = Self {
             args,
@@ -83,7 +85,23 @@ impl<'a> Session<'a> {
             this.options = options;
             this.platform = Some((destination, Arc::new(api)));
         }
+        this.rehearse()?;
         Ok(this)
+    }
+
+    /// Plans the whole load once, so that what cannot be planned is refused before a tenant is made for it.
+    fn rehearse(&mut self) -> anyhow::Result<()> {
+        let population = match (&self.urls, &self.platform) {
+            (Some(urls), _) => Arc::clone(urls),
+            (None, Some((destination, _))) => Arc::new(self.tenants(destination, 0)?),
+            (None, None) => bail!("no target"),
+        };
+        let known = self.capacity;
+        // Any value does for a capacity that is yet to be measured.
+        self.capacity = known.or(self.scenario.calibrate.as_ref().map(|_| 1.0));
+        let planned = self.job(&population, self.args.change.seed);
+        self.capacity = known;
+        planned.map(drop)
     }
 
     async fn prepare_urls(&mut self, file: &std::path::Path) -> anyhow::Result<()> {
@@ -322,20 +340,23 @@ fn workers(sending: &SendingArgs) -> usize {
     sending.workers.unwrap_or(cores / 2).clamp(1, 256)
 }
 
-/// Every request in flight may need a connection of its own, so the limit of descriptors must allow as many.
-fn allow_descriptors(in_flight_max: u64) -> anyhow::Result<()> {
+/// Every request in flight may need a connection of its own, so the limit of descriptors must allow as many. Gives how many may be in flight: what the caller
+/// asked for by a flag or nothing, what a scenario asks for as far as this process can have it.
+fn allow_descriptors(in_flight_max: u64, by_flag: bool) -> anyhow::Result<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let needed = in_flight_max + DESCRIPTORS_ASIDE;
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|soft| soft >= needed) {
-        return Ok(());
-    }
-    if limit.maximum.is_some_and(|hard| hard < needed) {
+    let possible = limit.maximum.map_or(u64::MAX, |hard| hard.saturating_sub(DESCRIPTORS_ASIDE));
+    if possible < in_flight_max && (by_flag || possible < IN_FLIGHT_MIN) {
         bail!(
-            "up to {in_flight_max} requests may be in flight, but this process may only have {} descriptors: raise it (ulimit -Hn) or give --max-in-flight",
+            "up to {in_flight_max} requests may be in flight, but this process may only have {} descriptors: raise it (ulimit -Hn) or give a lower --max-in-flight",
             limit.maximum.unwrap_or(0)
         );
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
-        .context("raising the limit of descriptors")
+    let in_flight_max = in_flight_max.min(possible);
+    let needed = in_flight_max + DESCRIPTORS_ASIDE;
+    if limit.current.is_some_and(|soft| soft < needed) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
+            .context("raising the limit of descriptors")?;
+    }
+    Ok(in_flight_max)
 }

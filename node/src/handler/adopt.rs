@@ -3,11 +3,11 @@
 
 use super::{
     Handler, StartError,
-    container::LiveContainer,
+    container::{LiveContainer, Made, Settings},
     control::{Control, parse_loaded},
     pool,
 };
-use hearth_model::{ContainerPath, FunctionName, VersionNumber};
+use hearth_model::{ContainerPath, Egress, FunctionName};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -26,10 +26,13 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Persisted {
     sandbox: String,
     path: ContainerPath,
-    memory_mb: u64,
+    #[serde(flatten)]
+    settings: Settings,
     control_secret: String,
     /// Versions that serve; the runtime may hold replaced ones beside them.
-    loaded: Vec<(FunctionName, VersionNumber)>,
+    loaded: Vec<(FunctionName, Made)>,
+    /// Every version that was ever loaded.
+    known: Vec<(FunctionName, Made)>,
 }
 
 impl Persisted {
@@ -37,9 +40,10 @@ impl Persisted {
         Self {
             sandbox: container.running.id.0.clone(),
             path: container.path().clone(),
-            memory_mb: container.memory_mb,
+            settings: container.settings.clone(),
             control_secret: container.control.secret.clone(),
-            loaded: container.loaded().iter().map(|(f, v)| (f.clone(), *v)).collect(),
+            loaded: container.loaded().iter().map(|(f, made)| (f.clone(), *made)).collect(),
+            known: container.known(),
         }
     }
 
@@ -84,12 +88,23 @@ impl Handler {
                 pool::discard(self, running, slot).await;
                 continue;
             };
+            // The packet filter has kept its policy; this makes it follow the names of an allow list again.
+            if persisted.settings.egress != Egress::Public
+                && let Err(error) = self.deps.sandbox.restrict(&running.id, &persisted.settings.egress).await
+            {
+                tracing::warn!(container = %persisted.path, %error, "an adopted container's egress policy could not be set again; removing it");
+                pool::discard(self, running, slot).await;
+                continue;
+            }
             self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
             taken.push(slot.number);
-            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.memory_mb, self.now_ms());
+            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, self.now_ms());
             let alive: Vec<_> = loaded.iter().filter_map(|text| parse_loaded(text)).collect();
-            for (function, version) in persisted.loaded.iter().filter(|l| alive.contains(l)) {
-                container.note_loaded(function, *version);
+            for (function, made) in &persisted.known {
+                container.expect(function, *made);
+            }
+            for (function, made) in persisted.loaded.iter().filter(|(f, (v, _))| alive.contains(&(f.clone(), *v))) {
+                container.note_loaded(function, *made);
             }
             self.take_over(&container);
             self.counters.adopted.fetch_add(1, Relaxed);
@@ -112,6 +127,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hearth_model::{Timestamp, VersionNumber};
 
     #[test]
     fn what_is_written_is_read_again_and_belongs_to_the_owner_alone() {
@@ -120,9 +136,10 @@ mod tests {
         let state = Persisted {
             sandbox: "abc".into(),
             path: "acme/main".parse().unwrap(),
-            memory_mb: 256,
+            settings: Settings { memory_mb: 256, egress: Egress::None, oci_runtime: Some("runsc".into()) },
             control_secret: "s".into(),
-            loaded: vec![("hello".parse().unwrap(), VersionNumber(3))],
+            loaded: vec![("hello".parse().unwrap(), (VersionNumber(3), Timestamp(7)))],
+            known: vec![("hello".parse().unwrap(), (VersionNumber(2), Timestamp(6)))],
         };
         state.write(&file).unwrap();
         state.write(&file).unwrap();

@@ -4,13 +4,13 @@
 use super::{
     AcquireError, Handler, LoadTimes,
     adopt::Persisted,
-    container::{LiveContainer, State},
+    container::{LiveContainer, Settings, State},
     inbound::Owner,
     pool::{self, Waiting},
 };
 use futures_util::StreamExt;
 use hearth_model::{
-    BuildKey, CodeRef, FunctionVersion, limits,
+    BuildKey, CodeRef, Egress, FunctionVersion, limits,
     protocol::{ToRuntime, paths},
 };
 use hearth_sandbox::{Exit, SandboxError};
@@ -45,14 +45,23 @@ impl Handler {
             return Ok(container);
         }
         let wanted: BTreeSet<BuildKey> = servable.live.iter().flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
-        let waiting = match self.pool.take(servable.container.node, &wanted) {
+        // Containers wait for the installation's own runtime only: few tenants have another, and theirs start when they are called.
+        let oci_runtime = servable.tenant.limits.oci_runtime.clone();
+        let pooled = match &oci_runtime {
+            None => self.pool.take(servable.container.node, &wanted),
+            Some(_) => None,
+        };
+        let waiting = match pooled {
             Some(waiting) => {
                 self.counters.claims_pooled.fetch_add(1, Relaxed);
                 waiting
             }
             None => {
                 self.counters.claims_created.fetch_add(1, Relaxed);
-                pool::create(&self, servable.container.node).await?
+                match oci_runtime.clone() {
+                    None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
+                    other => pool::create(&self, servable.container.node, other).await?,
+                }
             }
         };
         let memory_mb = servable.container.memory_mb;
@@ -61,8 +70,17 @@ impl Handler {
             pool::discard(&self, waiting.running, waiting.slot).await;
             return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
         }
+        let egress = servable.tenant.limits.egress.clone();
+        // Before any code of the tenant runs in it.
+        if egress != Egress::Public
+            && let Err(error) = self.deps.sandbox.restrict(&waiting.running.id, &egress).await
+        {
+            pool::discard(&self, waiting.running, waiting.slot).await;
+            return Err(AcquireError::NoCapacity { detail: format!("setting what the container may reach: {error}") });
+        }
         let Waiting { running, slot, control, .. } = waiting;
-        let container = LiveContainer::new(path, running, slot, control, memory_mb, self.now_ms());
+        let settings = Settings { memory_mb, egress, oci_runtime };
+        let container = LiveContainer::new(path, running, slot, control, settings, self.now_ms());
         self.take_over(&container);
         Ok(container)
     }
@@ -74,6 +92,7 @@ impl Handler {
             container: Arc::downgrade(container),
             logs: Arc::clone(&self.deps.logs),
             functions: Arc::clone(&self.deps.functions),
+            usage: self.deps.usage.of(&container.path().tenant),
             log_bytes_per_s: self.config.log_rate.as_u64(),
         });
         if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
@@ -110,10 +129,11 @@ impl Handler {
         version: &FunctionVersion,
     ) -> Result<LoadTimes, AcquireError> {
         let function = &version.path.function;
-        if container.has(function, version.version) {
+        let made = (version.version, version.created_at);
+        if container.serves(version) {
             return Ok(LoadTimes::default());
         }
-        container.expect(function);
+        container.expect(function, made);
         let began = Instant::now();
         let name = format!("f/{function}@{}", version.version);
         let tree = container.slot.tree();
@@ -155,7 +175,7 @@ impl Handler {
             Err(error) => return Err(error),
         }
         let load_ms = loading.elapsed().as_secs_f32() * 1_000.0;
-        container.note_loaded(function, version.version);
+        container.note_loaded(function, made);
         container.add_cold_cost(modules_ms + load_ms);
         if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
             tracing::warn!(container = %container.path(), %error, "what is loaded could not be noted");

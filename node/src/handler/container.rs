@@ -2,12 +2,16 @@
 
 use super::{AcquireError, control::Control, slot::Slot};
 use arc_swap::ArcSwap;
-use hearth_model::{Container, ContainerPath, FunctionName, VersionNumber, function::NodeVersion, protocol::paths};
+use hearth_model::{
+    Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
+    protocol::paths,
+};
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     hash::{BuildHasher, RandomState},
     io,
@@ -84,8 +88,25 @@ impl State {
     }
 }
 
+/// A version and when it was made: a function that was deleted and made again counts its versions from 1 again.
+pub(super) type Made = (VersionNumber, Timestamp);
+
 /// The version that serves, by function.
-type Loaded = HashMap<FunctionName, VersionNumber>;
+type Loaded = HashMap<FunctionName, Made>;
+
+/// Versions that one container loads in its life. Node never forgets an ES module, so a container that has seen this many is
+/// replaced.
+const VERSIONS_MAX: usize = 1_000;
+
+/// What a container was given at its claim and cannot change while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    pub memory_mb: u64,
+    #[serde(default)]
+    pub egress: Egress,
+    #[serde(default)]
+    pub oci_runtime: Option<String>,
+}
 
 /// A container that belongs to one tenant.
 pub struct LiveContainer {
@@ -94,7 +115,7 @@ pub struct LiveContainer {
     pub(super) running: Running,
     pub(super) slot: Slot,
     pub(super) control: Control,
-    pub(super) memory_mb: u64,
+    pub(super) settings: Settings,
     node: NodeVersion,
     state: AtomicU8,
     in_flight: AtomicU32,
@@ -102,8 +123,8 @@ pub struct LiveContainer {
     served: AtomicU64,
     last_used_ms: AtomicU64,
     loaded: ArcSwap<Loaded>,
-    /// Functions that were ever loaded here, or are being: whose output this container may send.
-    known: Mutex<BTreeSet<FunctionName>>,
+    /// What was ever loaded here, or is being: whose output this container may send, and what its version numbers mean here.
+    known: Mutex<BTreeMap<FunctionName, BTreeMap<VersionNumber, Timestamp>>>,
     /// Versions that were replaced, and since when; the runtime forgets them once no request can be on its way to them.
     retired: Mutex<Vec<(Instant, FunctionName, VersionNumber)>>,
     /// One thaw or freeze at a time.
@@ -132,7 +153,7 @@ impl LiveContainer {
         running: Running,
         slot: Slot,
         control: Control,
-        memory_mb: u64,
+        settings: Settings,
         now_ms: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -142,7 +163,7 @@ impl LiveContainer {
             running,
             slot,
             control,
-            memory_mb,
+            settings,
             state: AtomicU8::new(State::Running as u8),
             in_flight: AtomicU32::new(0),
             served: AtomicU64::new(0),
@@ -213,32 +234,53 @@ impl LiveContainer {
 
     /// Whether the settings that cannot change in place are still those of the record.
     pub(super) fn fits(&self, servable: &Servable) -> bool {
+        let limits = &servable.tenant.limits;
         self.fits_settings(&servable.container)
+            && self.settings.egress == limits.egress
+            && self.settings.oci_runtime == limits.oci_runtime
     }
 
+    /// Of the record of the container alone.
     pub(super) fn fits_settings(&self, container: &Container) -> bool {
-        self.memory_mb == container.memory_mb && self.node == container.node
+        self.settings.memory_mb == container.memory_mb && self.node == container.node
     }
 
-    pub(super) fn has(&self, function: &FunctionName, version: VersionNumber) -> bool {
-        self.loaded.load().get(function) == Some(&version)
+    /// Whether this very version is the one that serves here.
+    pub(super) fn serves(&self, version: &FunctionVersion) -> bool {
+        self.loaded.load().get(&version.path.function) == Some(&(version.version, version.created_at))
     }
 
-    /// A function is about to be loaded.
-    pub(super) fn expect(&self, function: &FunctionName) {
-        self.known.lock().insert(function.clone());
+    /// Whether this version can be loaded here: not if another one of the same name and number was, since the runtime and Node's cache
+    /// of ES modules know them by that, and not one more than [`VERSIONS_MAX`].
+    pub(super) fn can_load(&self, version: &FunctionVersion) -> bool {
+        let known = self.known.lock();
+        match known.get(&version.path.function).and_then(|versions| versions.get(&version.version)) {
+            Some(made) => *made == version.created_at,
+            None => known.values().map(BTreeMap::len).sum::<usize>() < VERSIONS_MAX,
+        }
+    }
+
+    /// A version is about to be loaded.
+    pub(super) fn expect(&self, function: &FunctionName, (version, made): Made) {
+        self.known.lock().entry(function.clone()).or_default().insert(version, made);
     }
 
     pub(super) fn knows(&self, function: &FunctionName) -> bool {
-        self.known.lock().contains(function)
+        self.known.lock().contains_key(function)
+    }
+
+    /// Every version that [`LiveContainer::expect`] was told of.
+    pub(super) fn known(&self) -> Vec<(FunctionName, Made)> {
+        let known = self.known.lock();
+        known.iter().flat_map(|(f, versions)| versions.iter().map(|(v, made)| (f.clone(), (*v, *made)))).collect()
     }
 
     /// Notes the version that serves from now on; the one that it replaces is retired.
-    pub(super) fn note_loaded(&self, function: &FunctionName, version: VersionNumber) {
-        self.expect(function);
+    pub(super) fn note_loaded(&self, function: &FunctionName, (version, made): Made) {
+        self.expect(function, (version, made));
         let mut retired = self.retired.lock();
         let mut loaded = Loaded::clone(&self.loaded.load());
-        let replaced = loaded.insert(function.clone(), version).filter(|v| *v != version);
+        let replaced = loaded.insert(function.clone(), (version, made)).map(|(v, _)| v).filter(|v| *v != version);
         retired.retain(|(_, f, v)| !(f == function && *v == version));
         retired.extend(replaced.map(|v| (Instant::now(), function.clone(), v)));
         self.loaded.store(Arc::new(loaded));

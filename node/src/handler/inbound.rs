@@ -2,14 +2,17 @@
 //! and attributed only to functions that are loaded there.
 
 use super::control::{Shared, encode};
-use crate::logs::{LogHub, LogLine};
+use crate::{
+    logs::{LogHub, LogLine},
+    usage::Usage,
+};
 use hearth_model::{
     ContainerPath, FunctionName, FunctionPath, Timestamp, limits,
     protocol::{FromRuntime, LogLevel, ToRuntime},
 };
 use hearth_store::{FunctionStore, Precondition, StoreError};
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
@@ -23,6 +26,7 @@ pub(super) struct Owner {
     pub container: Weak<super::LiveContainer>,
     pub logs: Arc<LogHub>,
     pub functions: Arc<dyn FunctionStore>,
+    pub usage: Arc<Usage>,
     pub log_bytes_per_s: u64,
 }
 
@@ -73,8 +77,10 @@ pub(super) fn receive(shared: &Arc<Shared>, allowance: &mut Allowance, message: 
 fn log(owner: &Owner, allowance: &mut Allowance, message: FromRuntime) {
     let FromRuntime::Log { function, version, request_id, level, mut line, .. } = message else { return };
     if !allowance.admit(line.len() + 64, owner.log_bytes_per_s) {
+        owner.usage.log_lines_dropped.fetch_add(1, Relaxed);
         return;
     }
+    owner.usage.log_bytes.fetch_add(line.len() as u64, Relaxed);
     let publish = |function, version, request_id, level, line| {
         let at = Timestamp::from_system(SystemTime::now());
         owner.logs.publish(&owner.path, LogLine { at, function, version, request_id, level, line });

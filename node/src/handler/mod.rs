@@ -10,6 +10,7 @@ mod control;
 mod flight;
 mod idle;
 mod inbound;
+mod metering;
 mod pool;
 mod report;
 mod slot;
@@ -19,7 +20,7 @@ pub use container::{ColdTimings, Lease, LiveContainer, Start};
 pub use report::ContainerLoad;
 pub use status::{ContainerStatus, HandlerStatus};
 
-use crate::{logs::LogHub, modules::ModuleCache};
+use crate::{logs::LogHub, modules::ModuleCache, usage::UsageBook};
 use bytesize::ByteSize;
 use container::Registered;
 use flight::Flights;
@@ -119,6 +120,8 @@ pub struct Deps {
     pub keyring: Arc<dyn Keyring>,
     /// Takes functions' output.
     pub logs: Arc<LogHub>,
+    /// Counts what tenants use.
+    pub usage: Arc<UsageBook>,
     /// This node's files.
     pub data_dir: PathBuf,
     /// The runtime's program.
@@ -271,6 +274,7 @@ impl Handler {
         handler.adopt().await?;
         handler.tasks.spawn(pool::keep_full(Arc::clone(&handler)));
         handler.tasks.spawn(idle::watch(Arc::clone(&handler)));
+        handler.tasks.spawn(metering::watch(Arc::clone(&handler)));
         Ok(handler)
     }
 
@@ -279,9 +283,9 @@ impl Handler {
     /// # Errors
     /// [`AcquireError::Concurrency`] when the container is full.
     pub fn try_acquire(&self, servable: &Arc<Servable>) -> Result<Option<Lease>, AcquireError> {
-        let Some(version) = servable.function.live else { return Ok(None) };
+        let Some(version) = &servable.live else { return Ok(None) };
         let Some(container) = self.containers.get(&servable.container.path()) else { return Ok(None) };
-        if !container.fits(servable) || !container.has(&servable.function.path.function, version) {
+        if !container.fits(servable) || !container.serves(version) {
             return Ok(None);
         }
         Lease::take(container, servable.container.concurrency, self.now_ms())
@@ -293,6 +297,7 @@ impl Handler {
     /// [`AcquireError`] says who can mend it.
     pub async fn acquire(self: &Arc<Self>, servable: &Arc<Servable>) -> Result<Lease, AcquireError> {
         let began = Instant::now();
+        let version = servable.live.as_ref().ok_or(AcquireError::Load { message: "no live version".into() })?;
         let mut timings = ColdTimings::default();
         let mut start = Start::Warm;
         for _ in 0..ACQUIRE_ROUNDS_MAX {
@@ -301,7 +306,7 @@ impl Handler {
             }
             let path = servable.container.path();
             let container = match self.containers.get(&path).filter(|c| c.is_alive()) {
-                Some(container) if container.fits(servable) => container,
+                Some(container) if container.fits(servable) && container.can_load(version) => container,
                 Some(outdated) => {
                     self.retire(&outdated);
                     continue;
@@ -318,14 +323,17 @@ impl Handler {
                 self.kill(&container, "did not thaw");
                 continue;
             }
-            let version = servable.function.live.ok_or(AcquireError::Load { message: "no live version".into() })?;
-            if !container.has(&servable.function.path.function, version) {
+            if !container.serves(version) {
                 start = Start::Cold;
                 match self.load(&container, servable).await {
                     Ok(times) => (timings.modules_ms, timings.load_ms) = (times.modules_ms, times.load_ms),
                     // Somebody else's function may have ended the container meanwhile: a fresh one may do better.
                     Err(AcquireError::Crashed { out_of_memory: false }) if container.exit().is_none() => continue,
                     Err(error) => return Err(error),
+                }
+                // The load that was joined may have been of a version deleted since, whose number this one has.
+                if !container.can_load(version) {
+                    continue;
                 }
             }
             match Lease::take(container, servable.container.concurrency, self.now_ms())? {
@@ -374,7 +382,8 @@ impl Handler {
             }
         }
         self.tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+        // A container that is being made now is removed when it is there; on a busy machine that takes a while.
+        let _ = tokio::time::timeout(self.config.start_timeout, self.tasks.wait()).await;
     }
 
     fn now_ms(&self) -> u64 {

@@ -26,6 +26,9 @@ const PRELOAD_DIR: &str = "f/.preload";
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// How often demand is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOKS_PER_S: usize = 4;
+/// How long a pool that is over its target keeps what is too much, in case demand comes again.
+const SURPLUS_KEPT: Duration = Duration::from_secs(30);
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
 
@@ -39,13 +42,24 @@ pub(super) struct Waiting {
     pub preloaded: BTreeSet<BuildKey>,
 }
 
+/// What was claimed lately.
+struct Demand {
+    /// Claims of each look in the last second.
+    recent: [usize; LOOKS_PER_S],
+    /// Since when the pool has had no more than its target to keep.
+    calm_since: Instant,
+}
+
 pub(super) struct Pool {
     waiting: Mutex<Vec<Waiting>>,
     creating: AtomicUsize,
     target: AtomicUsize,
     changed: Notify,
+    /// Told to all claims that wait when a container has come.
+    arrived: Notify,
     /// Claims since the last look.
     claimed: AtomicUsize,
+    demand: Mutex<Demand>,
     /// Creations on demand and by refill together.
     permits: tokio::sync::Semaphore,
 }
@@ -57,7 +71,9 @@ impl Pool {
             creating: AtomicUsize::new(0),
             target: AtomicUsize::new(config.pool_size),
             changed: Notify::new(),
+            arrived: Notify::new(),
             claimed: AtomicUsize::new(0),
+            demand: Mutex::new(Demand { recent: [0; LOOKS_PER_S], calm_since: Instant::now() }),
             permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
         }
     }
@@ -100,20 +116,92 @@ impl Pool {
 }
 
 /// Removes a container that has no tenant, with its mounts and its files.
-pub(super) async fn discard(handler: &Handler, running: Running, slot: Slot) {
+pub(super) async fn discard(handler: &Arc<Handler>, running: Running, slot: Slot) {
     if let Err(error) = handler.deps.sandbox.destroy(&running.id).await {
         tracing::warn!(slot = slot.number, %error, "a container could not be removed; its slot stays in use until it is");
-        std::mem::forget(slot);
+        let handler = Arc::clone(handler);
+        handler.clone().tasks.spawn(async move {
+            let mut wait = RETRY_AFTER.0;
+            while handler.deps.sandbox.destroy(&running.id).await.is_err() {
+                tokio::select! {
+                    // The next process finds it by its label, and removes it.
+                    () = handler.leaving.cancelled() => return std::mem::forget(slot),
+                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_AFTER.1),
+                }
+            }
+            free(&handler, slot).await;
+        });
         return;
     }
+    free(handler, slot).await;
+}
+
+/// Gives a slot back whose container is gone for certain.
+async fn free(handler: &Handler, slot: Slot) {
     handler.deps.modules.detach_slot(slot.number, &slot.tree()).await;
     if let Err(error) = slot.clear() {
         tracing::warn!(slot = slot.number, %error, "a slot's files could not be removed");
     }
 }
 
+/// For a claim that found the pool empty: makes one more container, and gives the claim the one that is ready first, be it another
+/// that was begun before.
+pub(super) async fn take_when_ready(
+    handler: &Arc<Handler>,
+    node: NodeVersion,
+    wanted: &BTreeSet<BuildKey>,
+) -> Result<Waiting, AcquireError> {
+    let pool = &handler.pool;
+    loop {
+        // In a task of its own, since it goes on when another container comes first.
+        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node), &handler.runtime);
+        loop {
+            let arrived = pool.arrived.notified();
+            tokio::pin!(arrived);
+            // From here on no arrival is missed.
+            arrived.as_mut().enable();
+            if let Some(taken) = pool.take(node, wanted) {
+                return Ok(taken);
+            }
+            tokio::select! {
+                made = &mut making => match made {
+                    Ok(Ok(())) => match pool.take(node, wanted) {
+                        Some(taken) => return Ok(taken),
+                        // Another claim was quicker; its own container may come to nothing, so this one makes another.
+                        None => break,
+                    },
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => return Err(AcquireError::NoCapacity { detail: "making a container failed".into() }),
+                },
+                () = arrived => {}
+            }
+        }
+    }
+}
+
+async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
+    handler.pool.creating.fetch_add(1, Relaxed);
+    let made = create(&handler, node, None).await;
+    handler.pool.creating.fetch_sub(1, Relaxed);
+    add(&handler, made?).await;
+    Ok(())
+}
+
+/// Puts a container into the pool, or away when this node is leaving and nobody would come for it.
+async fn add(handler: &Arc<Handler>, waiting: Waiting) {
+    if handler.leaving.is_cancelled() {
+        return discard(handler, waiting.running, waiting.slot).await;
+    }
+    handler.pool.waiting.lock().push(waiting);
+    handler.pool.arrived.notify_waiters();
+}
+
 /// Creates one container and waits until its runtime is ready.
-pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<Waiting, AcquireError> {
+pub(super) async fn create(
+    handler: &Arc<Handler>,
+    node: NodeVersion,
+    oci_runtime: Option<String>,
+) -> Result<Waiting, AcquireError> {
     let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
     let capacity = |detail: String| AcquireError::NoCapacity { detail };
     let slot = match handler.slots.take() {
@@ -125,6 +213,7 @@ pub(super) async fn create(handler: &Arc<Handler>, node: NodeVersion) -> Result<
         slot: slot.number,
         purpose: Purpose::Runtime,
         node,
+        oci_runtime,
         slot_dir: slot.dir.clone(),
         runtime_dir: handler.deps.runtime_dir.clone(),
         limits: limits(&handler.config, hearth_model::limits::MEMORY_MB_DEFAULT, WAITING_CPU_SHARES),
@@ -162,7 +251,7 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
     let mut looked = Instant::now();
     loop {
         if looked.elapsed() >= LOOK_EVERY {
-            follow_demand(&handler, looked.elapsed());
+            follow_demand(&handler);
             looked = Instant::now();
         }
         let missing = pool.target().saturating_sub(pool.level() + making.len());
@@ -216,14 +305,29 @@ fn concurrency(handler: &Handler) -> usize {
     if busy(handler) { 1 } else { handler.config.refill_concurrency.max(1) }
 }
 
-/// The target is what one refill's time may claim: it rises at once with the claims and falls by one a look.
-fn follow_demand(handler: &Handler, since: Duration) {
-    let pool = &handler.pool;
-    let claims_per_s = pool.claimed.swap(0, Relaxed) as f64 / since.as_secs_f64();
-    let wanted =
-        (claims_per_s.ceil() as usize).clamp(handler.config.pool_size, handler.config.pool_max.max(handler.config.pool_size));
-    let target = pool.target();
-    pool.target.store(if wanted > target { wanted } else { target.saturating_sub(1).max(wanted) }, Relaxed);
+/// The target is what one second may claim: it rises at once with the claims and falls by one a look. What is too much when demand has
+/// been low for long is destroyed, one a look.
+fn follow_demand(handler: &Arc<Handler>) {
+    let (pool, config) = (&handler.pool, &handler.config);
+    let mut demand = pool.demand.lock();
+    demand.recent.rotate_left(1);
+    demand.recent[LOOKS_PER_S - 1] = pool.claimed.swap(0, Relaxed);
+    let target = next_target(pool.target(), demand.recent.iter().sum(), config.pool_size, config.pool_max);
+    pool.target.store(target, Relaxed);
+    if target > config.pool_size || pool.level() <= target {
+        demand.calm_since = Instant::now();
+    } else if demand.calm_since.elapsed() >= SURPLUS_KEPT {
+        let surplus = pool.waiting.lock().pop();
+        if let Some(Waiting { running, slot, .. }) = surplus {
+            let handler = Arc::clone(handler);
+            handler.clone().tasks.spawn(async move { discard(&handler, running, slot).await });
+        }
+    }
+}
+
+fn next_target(target: usize, claims_per_s: usize, size: usize, max: usize) -> usize {
+    let wanted = claims_per_s.clamp(size, max.max(size));
+    if wanted > target { wanted } else { target.saturating_sub(1).max(wanted) }
 }
 
 /// A popular set of modules that no waiting container has yet, while plain ones are not short.
@@ -244,7 +348,7 @@ fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
 }
 
 async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
-    let mut waiting = match create(handler, NodeVersion::default()).await {
+    let mut waiting = match create(handler, NodeVersion::default(), None).await {
         Ok(waiting) => waiting,
         Err(error) => {
             handler.counters.refill_failures.fetch_add(1, Relaxed);
@@ -260,7 +364,7 @@ async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -
         return true;
     }
     handler.counters.refills.fetch_add(1, Relaxed);
-    handler.pool.waiting.lock().push(waiting);
+    add(handler, waiting).await;
     true
 }
 
@@ -274,4 +378,20 @@ async fn preload_into(handler: &Handler, waiting: &mut Waiting, set: &[ResolvedM
     }
     waiting.preloaded = set.iter().map(|m| m.build.clone()).collect();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_rises_at_once_and_falls_slowly_within_its_bounds() {
+        assert_eq!(next_target(4, 1, 4, 16), 4, "one claim is no burst");
+        assert_eq!(next_target(4, 9, 4, 16), 9);
+        assert_eq!(next_target(9, 1_000, 4, 16), 16);
+        assert_eq!(next_target(16, 0, 4, 16), 15);
+        assert_eq!(next_target(5, 0, 4, 16), 4);
+        assert_eq!(next_target(4, 0, 4, 16), 4);
+        assert_eq!(next_target(8, 20, 8, 2), 8, "a maximum below the size means the size");
+    }
 }

@@ -2,8 +2,8 @@
 
 use super::{Api, problem::ApiError};
 use hearth_model::{
-    BuildState, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, ResolvedModule, Timestamp, VersionNumber,
-    VersionStatus, function::NodeVersion, module::BuildInputs,
+    BuildState, ContainerPath, Function, FunctionPath, FunctionVersion, ModuleRecord, ProblemKind, ResolvedModule, Tenant,
+    Timestamp, VersionNumber, VersionStatus, function::NodeVersion, module::BuildInputs,
 };
 use hearth_store::BuildJob;
 use std::{
@@ -11,8 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How often a waiting call looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How soon a waiting call looks again; the pause grows, since each look reads the store.
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_millis(500);
 
 const FAILURE_KEPT: Duration = Duration::from_secs(hearth_model::limits::BUILD_FAILURE_KEPT_S);
 
@@ -44,7 +45,12 @@ impl Api {
 
     /// Asks for the builds that nobody has asked for. Returns whether all are done already. A build that failed and waits for its next
     /// try is told at once.
-    pub(super) async fn request_builds(&self, modules: &[ResolvedModule], node: NodeVersion) -> Result<bool, ApiError> {
+    pub(super) async fn request_builds(
+        &self,
+        tenant: &Tenant,
+        modules: &[ResolvedModule],
+        node: NodeVersion,
+    ) -> Result<bool, ApiError> {
         let mut ready = true;
         for module in modules {
             let field = || format!("dependencies.{}", module.spec.name);
@@ -54,6 +60,7 @@ impl Api {
                 // Given up long enough ago: whoever asks starts it anew.
                 Some(BuildState::Failed { retry_at: None, failed_at, .. }) if now().since(failed_at) >= FAILURE_KEPT => {
                     ready = false;
+                    self.admit_build(tenant)?;
                     self.request_again(module).await?;
                 }
                 Some(BuildState::Failed { reason, retry_at, .. }) => {
@@ -65,11 +72,24 @@ impl Api {
                 }
                 None => {
                     ready = false;
+                    self.admit_build(tenant)?;
                     self.request_build(module, node).await?;
                 }
             }
         }
         Ok(ready)
+    }
+
+    /// Builds run one after another for everybody: no tenant may fill the queue alone.
+    fn admit_build(&self, tenant: &Tenant) -> Result<(), ApiError> {
+        let per_hour = tenant.limits.builds_per_hour;
+        if self.deps.usage.of(&tenant.name).admit_build(per_hour) {
+            return Ok(());
+        }
+        let detail = format!(
+            "this tenant may ask for {per_hour} builds of modules per hour that nobody asked for before; what is built already stays usable"
+        );
+        Err(ApiError::new(ProblemKind::RateLimited, detail))
     }
 
     async fn request_build(&self, module: &ResolvedModule, node: NodeVersion) -> Result<(), ApiError> {
@@ -139,6 +159,7 @@ impl Api {
         wait: Duration,
     ) -> Result<(Function, FunctionVersion), ApiError> {
         let until = tokio::time::Instant::now() + wait;
+        let mut pause = LOOK_FIRST;
         loop {
             let (function, current) = self.current(path, version).await?;
             if current.status != VersionStatus::Building || tokio::time::Instant::now() >= until {
@@ -147,7 +168,8 @@ impl Api {
                 }
                 return Ok((function, current));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(LOOK_MAX);
         }
     }
 }

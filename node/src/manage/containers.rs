@@ -148,7 +148,7 @@ impl Api {
         reset: bool,
     ) -> Result<Container, ApiError> {
         let functions = &self.deps.functions;
-        let tenant = functions.get_tenant(&path.tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
+        let tenant = self.tenant(&path.tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
         spec::check_settings(&changes, &tenant.limits)?;
         let existing = functions.get_container(path).await?;
         if existing.is_none() && functions.count_tenant(&path.tenant).await?.containers >= u64::from(tenant.limits.containers_max) {

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::{
     CodeRef, ContainerName, ContainerPath, Function, FunctionName, FunctionPath, FunctionSpec, FunctionVersion, Problem,
-    ProblemKind, Scope, Tenant, TenantLimits, TenantName, Timestamp, VersionNumber, VersionStatus, function::SealedSecret, limits,
+    ProblemKind, Scope, Tenant, TenantName, VersionNumber, VersionStatus, function::SealedSecret, limits,
 };
-use hearth_store::{NewVersion, Precondition};
+use hearth_store::{NewVersion, Precondition, StoreError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -218,16 +218,21 @@ impl Api {
         Ok(VersionView::of(version, live, files))
     }
 
-    /// The tenant; an operator's call makes one that is missing, so that a first function needs no steps before it.
+    /// The tenant; for an operator's call one that is missing is as good as made, so that a first function needs no steps before it.
     async fn tenant_for(&self, path: &FunctionPath, caller: &Caller) -> Result<Tenant, ApiError> {
-        if let Some(tenant) = self.deps.functions.get_tenant(&path.tenant).await? {
-            return Ok(tenant);
+        match self.tenant(&path.tenant).await? {
+            Some(tenant) => Ok(tenant),
+            None if caller.is_admin() => Ok(Tenant::new(path.tenant.clone())),
+            None => Err(ApiError::not_found("tenant")),
         }
-        if !caller.is_admin() {
-            return Err(ApiError::not_found("tenant"));
+    }
+
+    async fn make_tenant(&self, tenant: Tenant) -> Result<(), ApiError> {
+        match self.deps.functions.put_tenant(tenant, Precondition::Absent).await {
+            // Somebody else's first call was quicker.
+            Ok(_) | Err(StoreError::Precondition { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
-        Ok(self.deps.functions.put_tenant(tenant, Precondition::None).await?)
     }
 
     async fn create(
@@ -249,13 +254,18 @@ impl Api {
                 format!("this tenant may keep {} functions; delete one, or ask the operator for more", tenant.limits.functions_max),
             ));
         }
-        // Everything that can be refused is refused before anything is written.
+        // Everything that can be refused is refused before anything is written. The store checks the precondition again, in one step with
+        // the write; here it keeps the container and the tenant as they are.
+        precondition.check(&format!("function {path}"), existing.as_ref().map(|f| f.generation))?;
         let modules = self.resolve(&path.container_path(), &source.dependencies).await?;
         let secrets = self.seal(path, existing.as_ref(), wanted.secrets).await?;
         let code = self.store_code(source.files).await?;
+        if tenant.generation == 0 {
+            self.make_tenant(tenant.clone()).await?;
+        }
         self.write_container(&path.container_path(), settings, Precondition::None, false).await?;
         let node = functions.get_container(&path.container_path()).await?.map(|c| c.node).unwrap_or_default();
-        let ready = self.request_builds(&modules, node).await?;
+        let ready = self.request_builds(&tenant, &modules, node).await?;
         let new = NewVersion {
             status: if ready { VersionStatus::Ready } else { VersionStatus::Building },
             code,

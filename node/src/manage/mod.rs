@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod builds;
 mod containers;
+mod document;
 mod functions;
 mod logs;
 mod modules;
@@ -19,7 +20,7 @@ mod view;
 
 pub use auth::bootstrap_admin_token;
 
-use crate::{catalog::Catalog, cluster::Peers, logs::LogHub};
+use crate::{catalog::Catalog, cluster::Peers, logs::LogHub, usage::UsageBook};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request},
@@ -27,7 +28,7 @@ use axum::{
     response::Response,
 };
 use bytesize::ByteSize;
-use hearth_model::{ContainerPath, limits};
+use hearth_model::{Classes, ContainerPath, Tenant, TenantName, limits};
 use hearth_registry::Registry;
 use hearth_store::{ArtifactStore, BuildQueue, FunctionStore, Keyring};
 use problem::ApiError;
@@ -83,6 +84,12 @@ pub struct Deps {
     pub registry: Arc<Registry>,
     /// Told of every change.
     pub catalog: Arc<Catalog>,
+    /// The operator's classes of tenants.
+    pub classes: Arc<Classes>,
+    /// OCI runtimes that a tenant may be given.
+    pub oci_runtimes: Vec<String>,
+    /// What tenants use.
+    pub usage: Arc<UsageBook>,
     /// Ends containers whose settings changed.
     pub handler_evict: Arc<dyn Fn(&ContainerPath) + Send + Sync>,
     /// Functions' output.
@@ -116,6 +123,13 @@ pub(crate) struct Api {
 
 type Shared = Arc<Api>;
 
+impl Api {
+    /// The tenant with the limits that hold for it.
+    async fn tenant(&self, name: &TenantName) -> Result<Option<Tenant>, ApiError> {
+        Ok(self.deps.functions.get_tenant(name).await?.map(|tenant| self.deps.classes.apply(tenant)))
+    }
+}
+
 #[derive(OpenApi)]
 #[openapi(info(title = "Hearth", description = "Management API: tenants, containers, functions, tokens, modules.", license(name = "Apache-2.0")), modifiers(&Bearer))]
 struct Document;
@@ -134,6 +148,7 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(tenants::list))
         .routes(routes!(tenants::get, tenants::put, tenants::delete))
+        .routes(routes!(tenants::usage))
         .routes(routes!(containers::list))
         .routes(routes!(containers::get, containers::put, containers::delete))
         .routes(routes!(logs::follow))
@@ -157,7 +172,7 @@ pub fn router(config: Config, deps: Deps) -> Router {
     let guard = auth::Guard::new(config.wrong_tokens_per_minute);
     let api = Arc::new(Api { config, deps, audit, guard });
     let (router, document) = routes().split_for_parts();
-    let document = Arc::new(document);
+    let document = Arc::new(document::complete(document));
     router
         .route("/v1/openapi.json", axum::routing::get(move || async move { Json((*document).clone()) }))
         .fallback(|request: Request| async move { ApiError::unknown_route().answer(request.extensions()) })

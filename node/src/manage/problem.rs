@@ -73,7 +73,14 @@ impl ApiError {
             _ => ProblemKind::Invalid,
         };
         let text = axum::body::to_bytes(response.into_body(), 4_096).await.unwrap_or_default();
-        Self::new(kind, String::from_utf8_lossy(&text).into_owned())
+        let text = String::from_utf8_lossy(&text).into_owned();
+        // Its words about a body are `Failed to ...: {path of the field}: {what is wrong}`.
+        let found = text.split_once("target type: ").and_then(|(_, rest)| rest.split_once(": "));
+        let is_path = |p: &str| p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-[]".contains(&b));
+        match found.filter(|(field, _)| is_path(field)) {
+            Some((field, detail)) => Self::invalid(field, detail),
+            None => Self::new(kind, text),
+        }
     }
 
     /// The final response.

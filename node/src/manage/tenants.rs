@@ -1,18 +1,19 @@
 //! `/v1/tenants`.
 
 use super::{
-    Shared,
+    Api, Shared,
     auth::Caller,
     page::{IfMatch, List, Paging, etag},
     problem::ApiError,
     view::TenantView,
 };
+use crate::usage::UsageView;
 use axum::{
     Json,
     extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
 };
-use hearth_model::{ContainerPath, Problem, Scope, Tenant, TenantLimits, TenantName, Timestamp};
+use hearth_model::{ContainerPath, Problem, Scope, Tenant, TenantLimits, TenantName};
 use hearth_store::Precondition;
 use serde::Deserialize;
 
@@ -20,9 +21,10 @@ use serde::Deserialize;
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TenantSpec {
-    /// What it may use; what is absent has its default.
-    #[serde(default)]
-    limits: TenantLimits,
+    /// What it may use; what is absent has its default. Not together with `class`.
+    limits: Option<TenantLimits>,
+    /// The name of one of the operator's classes (`node.classes` of the configuration), which sets the limits.
+    class: Option<String>,
 }
 
 /// What a deletion takes along.
@@ -46,11 +48,13 @@ pub(crate) async fn list(
     let limit = paging.limit()?;
     if let Some(own) = caller.tenant() {
         caller.require(own, Scope::Read)?;
-        let tenant = api.deps.functions.get_tenant(own).await?;
+        let tenant = api.tenant(own).await?;
         return Ok(Json(List { items: tenant.into_iter().map(TenantView::of).collect(), next: None }));
     }
     caller.require_admin()?;
-    Ok(Json(List::of(api.deps.functions.list_tenants(paging.cursor(), limit).await?, TenantView::of)))
+    Ok(Json(List::of(api.deps.functions.list_tenants(paging.cursor(), limit).await?, |tenant| {
+        TenantView::of(api.deps.classes.apply(tenant))
+    })))
 }
 
 /// One tenant.
@@ -63,7 +67,7 @@ pub(crate) async fn get(
 ) -> Result<(HeaderMap, Json<TenantView>), ApiError> {
     let tenant: TenantName = tenant.parse()?;
     caller.require(&tenant, Scope::Read)?;
-    let tenant = api.deps.functions.get_tenant(&tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
+    let tenant = api.tenant(&tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
     Ok((etag(tenant.generation), Json(TenantView::of(tenant))))
 }
 
@@ -79,17 +83,53 @@ pub(crate) async fn put(
 ) -> Result<(StatusCode, HeaderMap, Json<TenantView>), ApiError> {
     let name: TenantName = tenant.parse()?;
     caller.require(&name, Scope::Admin)?;
-    let limits = spec.limits;
+    let limits = api.limits(&spec)?;
     for (field, value) in [("concurrency", limits.concurrency), ("rate_per_s", limits.rate_per_s), ("burst", limits.burst)] {
         if value == 0 {
             return Err(ApiError::invalid(format!("limits.{field}"), "0 would let nothing pass; use 1 or more"));
         }
     }
-    let tenant = Tenant { name, limits, generation: 0, created_at: Timestamp(0) };
+    limits.egress.check().map_err(|detail| ApiError::invalid("limits.egress", detail))?;
+    let tenant = Tenant { class: spec.class, limits, ..Tenant::new(name) };
     let tenant = api.deps.functions.put_tenant(tenant, precondition).await?;
     api.deps.catalog.invalidate_tenant(&tenant.name);
     let status = if tenant.generation == 1 { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, etag(tenant.generation), Json(TenantView::of(tenant))))
+}
+
+impl Api {
+    fn limits(&self, spec: &TenantSpec) -> Result<TenantLimits, ApiError> {
+        let limits = match (&spec.class, &spec.limits) {
+            (Some(_), Some(_)) => return Err(ApiError::invalid("class", "the class sets the limits: leave `limits` out")),
+            (Some(class), None) => self.deps.classes.0.get(class).cloned().ok_or_else(|| {
+                let known = self.deps.classes.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                ApiError::invalid("class", format!("{class:?} is no class of this installation; `node.classes` has: {known}"))
+            })?,
+            (None, limits) => limits.clone().unwrap_or_default(),
+        };
+        if let Some(runtime) = &limits.oci_runtime
+            && !self.deps.oci_runtimes.contains(runtime)
+        {
+            let known = self.deps.oci_runtimes.join(", ");
+            let detail = format!("{runtime:?} is no runtime of this installation; `docker.oci_runtimes` has: {known}");
+            return Err(ApiError::invalid("limits.oci_runtime", detail));
+        }
+        Ok(limits)
+    }
+}
+
+/// What the tenant has used on the node that answers, since its process started.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/usage", tag = "tenants", params(("tenant" = TenantName, Path)), security(("bearer" = [])), responses(
+    (status = 200, body = UsageView), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn usage(
+    State(api): State<Shared>,
+    caller: Caller,
+    Path(tenant): Path<String>,
+) -> Result<Json<UsageView>, ApiError> {
+    let tenant: TenantName = tenant.parse()?;
+    caller.require(&tenant, Scope::Read)?;
+    let tenant = api.tenant(&tenant).await?.ok_or_else(|| ApiError::not_found("tenant"))?;
+    Ok(Json(api.deps.usage.view(&tenant.name)))
 }
 
 /// Deletes a tenant, its tokens included; operators only.

@@ -17,9 +17,22 @@ use std::{
 use tower::ServiceExt;
 
 struct Api {
+    document: Value,
     router: Router,
     dir: tempfile::TempDir,
     admin: String,
+}
+
+/// Whether the OpenAPI document has this status for what is served there; what is not served needs no place in it.
+fn documented(document: &Value, method: &str, path: &str, status: StatusCode) -> bool {
+    let path: Vec<&str> = path.split('?').next().unwrap_or_default().split('/').collect();
+    let fits = |template: &str| {
+        let template: Vec<&str> = template.split('/').collect();
+        template.len() == path.len() && template.iter().zip(&path).all(|(t, p)| t == p || t.starts_with('{'))
+    };
+    let item = document["paths"].as_object().and_then(|paths| paths.iter().find(|(template, _)| fits(template)));
+    let operation = item.map(|(_, item)| &item[method.to_lowercase()]).filter(|operation| operation.is_object());
+    operation.is_none_or(|operation| operation["responses"][status.as_str()].is_object())
 }
 
 struct Answer {
@@ -32,6 +45,10 @@ impl Answer {
     fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or(Value::Null)
     }
+}
+
+fn classes() -> hearth_model::Classes {
+    serde_json::from_value(json!({ "small": { "functions_max": 1, "concurrency": 5 } })).unwrap()
 }
 
 impl Api {
@@ -52,7 +69,10 @@ impl Api {
             queue: stores.queue,
             keyring: stores.keyring,
             registry: Arc::new(Registry::new(registry).unwrap()),
-            catalog: Catalog::new(stores.functions, Default::default()),
+            catalog: Catalog::new(stores.functions, Default::default(), Arc::default(), Arc::default()),
+            classes: Arc::new(classes()),
+            oci_runtimes: vec!["runsc".into()],
+            usage: Arc::default(),
             handler_evict: Arc::new(|_| {}),
             logs: LogHub::new(),
             peers: None,
@@ -63,7 +83,8 @@ impl Api {
         };
         let config = Config { wrong_tokens_per_minute, ..Config::default() };
         let admin = fs::read_to_string(token_file).unwrap().trim().to_owned();
-        Self { router: router(config, deps), dir, admin }
+        let document = serde_json::to_value(super::document::complete(routes().split_for_parts().1)).unwrap();
+        Self { document, router: router(config, deps), dir, admin }
     }
 
     async fn call(&self, token: Option<&str>, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
@@ -87,6 +108,10 @@ impl Api {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let text = String::from_utf8(to_bytes(response.into_body(), 10_000_000).await.unwrap().to_vec()).unwrap();
+        assert!(
+            documented(&self.document, method, path, status),
+            "{method} {path} answered {status}, which the document does not tell"
+        );
         Answer { status, headers, text }
     }
 
@@ -161,6 +186,25 @@ async fn preconditions_guard_every_change() {
 }
 
 #[tokio::test]
+async fn a_refused_call_changes_nothing_beside_its_function_either() {
+    let api = Api::new().await;
+    let refused = api.admin("PUT", FUNCTION, Some(json!({ "code": "1", "memory_mb": 1 }))).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let stale = api.call(Some(&api.admin), "PUT", FUNCTION, &[("if-match", "\"7\"")], Some(hello())).await;
+    assert_eq!(stale.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(api.admin("GET", "/v1/tenants/acme", None).await.status, StatusCode::NOT_FOUND, "no tenant was made on the way");
+    api.admin("PUT", FUNCTION, Some(hello())).await;
+    let bigger = json!({ "code": "module.exports = cb => cb()", "memory_mb": 512 });
+    let stale = api.call(Some(&api.admin), "PUT", FUNCTION, &[("if-match", "\"7\"")], Some(bigger)).await;
+    assert_eq!(stale.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(
+        api.admin("GET", "/v1/tenants/acme/containers/main", None).await.json()["memory_mb"],
+        256,
+        "the container is as it was"
+    );
+}
+
+#[tokio::test]
 async fn bad_input_is_refused_by_field_and_leaves_nothing() {
     let api = Api::new().await;
     let cases = [
@@ -182,9 +226,18 @@ async fn bad_input_is_refused_by_field_and_leaves_nothing() {
         assert_eq!(answer.headers["content-type"], "application/problem+json");
         assert_eq!(answer.json()["instance"], "req-1");
     }
-    for (body, word) in [(json!({ "code": "1", "colour": 1 }), "colour"), (json!({ "code": "1", "model": "php" }), "php")] {
+    for (body, word) in [
+        (json!({ "code": "1", "colour": 1 }), "colour"),
+        (json!({ "code": "1", "model": "php" }), "php"),
+        (json!({ "code": 5 }), "string"),
+    ] {
         let answer = api.admin("PUT", FUNCTION, Some(body)).await;
-        assert!(answer.status.is_client_error() && answer.text.contains(word), "{}", answer.text);
+        assert!(
+            answer.status == StatusCode::BAD_REQUEST && answer.json()["detail"].as_str().unwrap().contains(word),
+            "{}",
+            answer.text
+        );
+        assert!(answer.json()["field"].is_string(), "{}", answer.text);
         assert_eq!(answer.headers["content-type"], "application/problem+json");
     }
     let big = api.admin("PUT", FUNCTION, Some(json!({ "code": "x".repeat(9_000_000) }))).await;
@@ -239,12 +292,42 @@ async fn quotas_hold_at_the_bound_and_one_past_it() {
     assert_eq!(put("main", "a", json!({ "code": "1", "memory_mb": 129 })).await.json()["field"], "memory_mb");
 }
 
+#[tokio::test]
+async fn a_class_sets_limits_that_its_tenants_cannot_exceed() {
+    let api = Api::new().await;
+    let put = |tenant: &'static str, body: Value| api.admin("PUT", tenant, Some(body));
+    let made = put("/v1/tenants/acme", json!({ "class": "small" })).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    assert_eq!((&made.json()["class"], &made.json()["limits"]["concurrency"]), (&json!("small"), &json!(5)));
+    let function = |name: &str| format!("/v1/tenants/acme/containers/main/functions/{name}");
+    assert_eq!(api.admin("PUT", &function("a"), Some(hello())).await.status, StatusCode::CREATED);
+    assert_eq!(api.admin("PUT", &function("b"), Some(hello())).await.json()["reason"], "quota-exceeded");
+    for (body, field) in [
+        (json!({ "class": "huge" }), "class"),
+        (json!({ "class": "small", "limits": {} }), "class"),
+        (json!({ "limits": { "oci_runtime": "kata" } }), "limits.oci_runtime"),
+        (json!({ "limits": { "egress": { "mode": "allow", "to": [] } } }), "limits.egress"),
+    ] {
+        let refused = put("/v1/tenants/acme", body).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (StatusCode::BAD_REQUEST, &json!(field)), "{}", refused.text);
+    }
+    let wrong = put("/v1/tenants/acme", json!({ "limits": { "egress": { "mode": "allow", "to": ["http://x"] } } })).await;
+    assert!(wrong.text.contains("api.example.com:443"), "the refusal shows what is right: {}", wrong.text);
+    let own = json!({ "limits": { "oci_runtime": "runsc", "egress": { "mode": "allow", "to": ["203.0.113.0/24:443"] } } });
+    let changed = put("/v1/tenants/acme", own).await;
+    assert_eq!(changed.json()["limits"]["egress"], json!({ "mode": "allow", "to": ["203.0.113.0/24:443"] }));
+    assert_eq!(changed.json()["class"], Value::Null);
+    let usage = api.admin("GET", "/v1/tenants/acme/usage", None).await.json();
+    assert_eq!((&usage["requests"], &usage["builds"]), (&json!(0), &json!(0)));
+}
+
 /// What each route needs: the least scope, or `admin` for operators only. A route without a line here fails the matrix.
 fn needs(method: &str, path: &str) -> Option<&'static str> {
     Some(match (method, path) {
         ("GET", "/v1/tenants") => "read",
         ("GET", "/v1/tenants/{tenant}") => "read",
         ("PUT" | "DELETE", "/v1/tenants/{tenant}") => "admin",
+        ("GET", "/v1/tenants/{tenant}/usage") => "read",
         ("GET", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "read",
         ("PUT" | "DELETE" | "POST", p) if p.starts_with("/v1/tenants/{tenant}/containers") => "write",
         ("GET", "/v1/modules" | "/v1/modules/{module}") => "read",
@@ -371,6 +454,14 @@ async fn the_document_lists_what_is_served() {
     }
     assert!(document["components"]["schemas"]["FunctionSpec"]["properties"]["dependencies"].is_object());
     assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+    assert!(document["components"]["schemas"]["Problem"]["properties"]["fault"].is_object());
+    for (path, item) in paths {
+        for (method, operation) in item.as_object().unwrap() {
+            let answers: Vec<&String> = operation["responses"].as_object().unwrap().keys().collect();
+            assert!(answers.iter().any(|status| status.starts_with('2')), "{method} {path} never succeeds");
+            assert!(path == "/v1/openapi.json" || answers.len() > 6, "{method} {path} tells {answers:?} only");
+        }
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,10 @@ use std::collections::BTreeMap;
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct TenantView {
     name: TenantName,
+    /// The operator's class that sets its limits, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<String>,
+    /// What holds for it.
     limits: TenantLimits,
     generation: u64,
     created_at: Timestamp,
@@ -18,7 +22,13 @@ pub(crate) struct TenantView {
 
 impl TenantView {
     pub fn of(tenant: Tenant) -> Self {
-        Self { name: tenant.name, limits: tenant.limits, generation: tenant.generation, created_at: tenant.created_at }
+        Self {
+            name: tenant.name,
+            class: tenant.class,
+            limits: tenant.limits,
+            generation: tenant.generation,
+            created_at: tenant.created_at,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! Fetching: once per machine however many ask, checked while it streams, whole or not at all; and making room.
 
-use super::{AttachError, ModuleCache, Present, unpack};
+use super::{AttachError, ModuleCache, Present, UnpackError, unpack};
 use futures_util::TryStreamExt;
 use hearth_model::{ArtifactRef, BuildKey, BuildState, ModuleSpec};
+use hearth_store::ArtifactError;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -64,79 +65,229 @@ impl ModuleCache {
         if self.present.lock().contains_key(&artifact.sha256) {
             return Ok(());
         }
-        self.make_room(artifact.unpacked_bytes);
         let fail = |detail: String| AttachError::Fetch { module: spec.clone(), detail };
-        let work = self.fetch_now(&artifact.sha256);
-        let bytes = match tokio::time::timeout(self.config.fetch_timeout, work).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(detail)) => {
-                self.counters.refused.fetch_add(1, Relaxed);
-                tracing::error!(module = %spec, sha256 = artifact.sha256, detail, "an artifact was refused");
-                return Err(fail(detail));
+        let wanted = disk_bytes_at_most(artifact);
+        let room = self.make_room(wanted).map_err(|full| fail(full.to_string()))?;
+        let began = Instant::now();
+        let mut fetched = self.fetch_in_time(artifact).await;
+        if matches!(&fetched, Err(FetchError::Full(_))) && self.evict_unused() > 0 {
+            // The disk was fuller than the limit supposes: what nobody uses makes room once.
+            fetched = self.fetch_in_time(artifact).await;
+        }
+        let bytes = match fetched {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                match &error {
+                    FetchError::Refused(detail) => {
+                        self.counters.refused.fetch_add(1, Relaxed);
+                        tracing::error!(module = %spec, sha256 = artifact.sha256, detail, "an artifact was refused: it is not what was built");
+                    }
+                    FetchError::Full(_) | FetchError::Passing(_) => {
+                        self.counters.failed.fetch_add(1, Relaxed);
+                        tracing::warn!(module = %spec, sha256 = artifact.sha256, %error, "an artifact could not be fetched");
+                    }
+                }
+                return Err(fail(error.to_string()));
             }
-            Err(_) => return Err(fail(format!("fetching took longer than {:?}", self.config.fetch_timeout))),
         };
         self.counters.fetches.fetch_add(1, Relaxed);
-        let present = Present { bytes, slots: BTreeSet::new(), last_used: Instant::now() };
-        self.present.lock().insert(artifact.sha256.clone(), present);
+        self.counters.fetch_us.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+        let mut present = self.present.lock();
+        present.insert(artifact.sha256.clone(), Present { bytes, slots: BTreeSet::new(), last_used: Instant::now() });
+        // Given back in the same step as it is counted for good.
+        drop(room);
         Ok(())
     }
 
-    async fn fetch_now(&self, sha256: &str) -> Result<u64, String> {
-        let (_, chunks) = self.artifacts.get(sha256).await.map_err(|e| e.to_string())?;
+    async fn fetch_in_time(&self, artifact: &ArtifactRef) -> Result<u64, FetchError> {
+        match tokio::time::timeout(self.config.fetch_timeout, self.fetch_now(artifact)).await {
+            Ok(fetched) => fetched,
+            Err(_) => Err(FetchError::Passing(format!("fetching took longer than {:?}", self.config.fetch_timeout))),
+        }
+    }
+
+    async fn fetch_now(&self, artifact: &ArtifactRef) -> Result<u64, FetchError> {
+        let sha256 = &artifact.sha256;
+        let (length, chunks) = self.artifacts.get(sha256).await.map_err(FetchError::of_store)?;
+        if length != artifact.bytes {
+            return Err(FetchError::Refused(format!("it has {length} bytes instead of {}", artifact.bytes)));
+        }
         let stream = StreamReader::new(chunks.map_err(io::Error::other));
         let reader = SyncIoBridge::new(stream);
         let temp = self.dir.join("tmp").join(format!("{sha256}-{:08x}", rand::random::<u32>()));
         let target = self.dir.join(sha256);
         let dir = self.dir.clone();
-        let unpacking = move || -> Result<u64, String> {
+        let unpacking = move || -> Result<u64, FetchError> {
             let result = unpack_whole(reader, &temp, &target, &dir);
             if result.is_err() {
                 let _ = fs::remove_dir_all(&temp);
             }
             result
         };
-        tokio::task::spawn_blocking(unpacking).await.map_err(|e| e.to_string())?
+        tokio::task::spawn_blocking(unpacking).await.map_err(|e| FetchError::Passing(e.to_string()))?
     }
 
-    /// Removes what nobody uses until so many more bytes fit, the one unused longest first.
-    fn make_room(&self, wanted: u64) {
+    /// Removes what nobody uses until so many more bytes fit, the one unused longest first, and holds that room.
+    fn make_room(&self, wanted: u64) -> Result<Room<'_>, NoRoom> {
         let limit = self.config.disk_limit.as_u64();
         loop {
             let victim = {
                 let mut present = self.present.lock();
-                let used: u64 = present.values().map(|p| p.bytes).sum();
+                let used: u64 = present.values().map(|p| p.bytes).sum::<u64>() + self.reserved.load(Relaxed);
                 if used + wanted <= limit {
-                    return;
+                    self.reserved.fetch_add(wanted, Relaxed);
+                    return Ok(Room { cache: self, bytes: wanted });
                 }
-                let unused = present.iter().filter(|(_, p)| p.slots.is_empty()).min_by_key(|(_, p)| p.last_used);
-                let Some(sha256) = unused.map(|(sha256, _)| sha256.clone()) else { return };
-                present.remove(&sha256);
-                sha256
+                let Some(victim) = self.take_unused(&mut present) else { return Err(NoRoom { used, wanted, limit }) };
+                victim
             };
-            // Out of its name first: whoever asks for it now fetches it anew.
-            let aside = self.dir.join("tmp").join(format!("{victim}-evicted-{:08x}", rand::random::<u32>()));
-            if fs::rename(self.dir.join(&victim), &aside).and_then(|()| fs::remove_dir_all(&aside)).is_err() {
-                tracing::warn!(sha256 = victim, "an unused module could not be removed");
-            }
-            self.counters.evictions.fetch_add(1, Relaxed);
+            self.remove(&victim);
+        }
+    }
+
+    /// Removes all that nobody uses; returns how many that were.
+    fn evict_unused(&self) -> usize {
+        let mut removed = 0;
+        loop {
+            let Some(victim) = self.take_unused(&mut self.present.lock()) else { return removed };
+            self.remove(&victim);
+            removed += 1;
+        }
+    }
+
+    /// Takes the one unused longest out of the count and out of its name in one step, so that whoever asks for it now fetches it anew.
+    fn take_unused(&self, present: &mut HashMap<String, Present>) -> Option<PathBuf> {
+        let unused = present.iter().filter(|(_, p)| p.slots.is_empty()).min_by_key(|(_, p)| p.last_used);
+        let sha256 = unused.map(|(sha256, _)| sha256.clone())?;
+        present.remove(&sha256);
+        let aside = self.dir.join("tmp").join(format!("{sha256}-evicted-{:08x}", rand::random::<u32>()));
+        if let Err(error) = fs::rename(self.dir.join(&sha256), &aside) {
+            tracing::warn!(sha256, %error, "an unused module could not be taken out of its place");
+        }
+        self.counters.evictions.fetch_add(1, Relaxed);
+        Some(aside)
+    }
+
+    fn remove(&self, aside: &Path) {
+        if let Err(error) = fs::remove_dir_all(aside) {
+            tracing::warn!(path = %aside.display(), %error, "an unused module could not be removed; the next start removes it");
         }
     }
 }
 
-fn unpack_whole(reader: impl io::Read, temp: &Path, target: &Path, dir: &Path) -> Result<u64, String> {
-    let text = |e: io::Error| e.to_string();
-    let bytes = unpack(io::BufReader::with_capacity(256 * 1024, reader), temp).map_err(|e| e.to_string())?;
-    fs::write(temp.join(SIZE_FILE), bytes.to_string()).map_err(text)?;
+/// Room on the disk for one artifact, until it is counted itself.
+struct Room<'a> {
+    cache: &'a ModuleCache,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.cache.reserved.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// Everything that is here is in use.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this node's module cache is full: containers use {used} of {limit} bytes and {wanted} more are needed; raise node.modules.disk_limit or add nodes"
+)]
+struct NoRoom {
+    used: u64,
+    wanted: u64,
+    limit: u64,
+}
+
+/// Why an artifact did not come.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    /// It is not what was built: somebody altered it.
+    #[error("{0}")]
+    Refused(String),
+    /// No space on the disk.
+    #[error("this node's disk is full: {0}")]
+    Full(String),
+    /// Another time it may work.
+    #[error("{0}")]
+    Passing(String),
+}
+
+impl FetchError {
+    fn of_store(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::Unavailable { .. } => Self::Passing(error.to_string()),
+            ArtifactError::NotFound { .. } | ArtifactError::Mismatch { .. } => Self::Refused(error.to_string()),
+        }
+    }
+
+    fn of_io(error: io::Error) -> Self {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Self::Full(error.to_string());
+        }
+        // What the stream ended with is inside.
+        match error.downcast::<ArtifactError>() {
+            Ok(error) => Self::of_store(error),
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+                Self::Passing(error.to_string())
+            }
+            Err(error) => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+impl From<UnpackError> for FetchError {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Io(error) => Self::of_io(error),
+            UnpackError::Forbidden { .. } | UnpackError::TooMuch { .. } => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Files begin on a block of their own: a module of many small ones takes more than their lengths.
+const BLOCK_BYTES: u64 = 4_096;
+
+fn disk_bytes_at_most(artifact: &ArtifactRef) -> u64 {
+    artifact.unpacked_bytes.saturating_add(artifact.files.saturating_mul(BLOCK_BYTES))
+}
+
+fn unpack_whole(reader: impl io::Read, temp: &Path, target: &Path, dir: &Path) -> Result<u64, FetchError> {
+    unpack(io::BufReader::with_capacity(256 * 1024, reader), temp)?;
+    let here = |e: io::Error| {
+        if e.kind() == io::ErrorKind::StorageFull { FetchError::of_io(e) } else { FetchError::Passing(e.to_string()) }
+    };
+    let bytes = disk_usage(temp).map_err(here)?;
+    fs::write(temp.join(SIZE_FILE), bytes.to_string()).map_err(here)?;
     // One call for all files of the tree: syncing each would take seconds.
-    let handle = File::open(temp).map_err(text)?;
-    rustix::fs::syncfs(&handle).map_err(|e| e.to_string())?;
+    let handle = File::open(temp).map_err(here)?;
+    rustix::fs::syncfs(&handle).map_err(|e| here(e.into()))?;
     match fs::rename(temp, target) {
         Ok(()) => {}
         // Left there by an earlier process that ended before it could count it: as good as ours.
-        Err(_) if size_of(target).is_some() => fs::remove_dir_all(temp).map_err(text)?,
-        Err(e) => return Err(text(e)),
+        Err(_) if size_of(target).is_some() => fs::remove_dir_all(temp).map_err(here)?,
+        Err(e) => return Err(here(e)),
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(text)?;
+    File::open(dir).and_then(|d| d.sync_all()).map_err(here)?;
+    Ok(bytes)
+}
+
+/// Bytes that a tree takes on the disk, directories included.
+fn disk_usage(dir: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        bytes += BLOCK_BYTES;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_dir() {
+                open.push(entry.path());
+            } else {
+                // Blocks may not be counted yet for what was just written, lengths are.
+                bytes += metadata.size().next_multiple_of(BLOCK_BYTES);
+            }
+        }
+    }
     Ok(bytes)
 }

@@ -8,6 +8,8 @@
 mod attach;
 mod demand;
 mod fetch;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use attach::{AttachError, Attached};
@@ -35,7 +37,8 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Unpacked modules on this machine; above it those that no container uses go, the one unused longest first.
+    /// Unpacked modules on this machine, in bytes on the disk. Those that no container uses make room for others, the one unused
+    /// longest first; where all are in use, no new ones come.
     pub disk_limit: ByteSize,
     /// How long fetching one artifact may take.
     #[serde(with = "humantime_serde")]
@@ -81,13 +84,15 @@ type FetchCell = Arc<tokio::sync::OnceCell<()>>;
 pub struct ModuleCache {
     config: Config,
     dir: PathBuf,
-    /// The read-only view; none where this process may not mount.
+    /// The read-only view; none where this process may not mount, and files are linked instead.
     read_only: Option<PathBuf>,
     functions: Arc<dyn FunctionStore>,
     artifacts: Arc<dyn ArtifactStore>,
     /// Builds that are ready never change.
     ready: Cache<BuildKey, Arc<ArtifactRef>>,
     present: Mutex<HashMap<String, Present>>,
+    /// Room that fetches under way have taken; changed only under the lock of `present`.
+    reserved: AtomicU64,
     fetching: Mutex<HashMap<String, FetchCell>>,
     fetch_permits: tokio::sync::Semaphore,
     /// Contexts by slot, with the artifact each was made from.
@@ -99,15 +104,18 @@ pub struct ModuleCache {
 #[derive(Debug, Default)]
 struct Counters {
     fetches: AtomicU64,
+    fetch_us: AtomicU64,
     refused: AtomicU64,
+    failed: AtomicU64,
     evictions: AtomicU64,
     attaches: AtomicU64,
+    attach_us: AtomicU64,
 }
 
 /// The cache at one moment.
 #[derive(Debug, Serialize)]
 pub struct ModuleCacheStatus {
-    /// `mount` where containers get single modules, `none` where this process may not mount and modules cannot be had.
+    /// `mount` where modules are mounted into containers, `links` where this process may not mount and links every file instead.
     pub mode: &'static str,
     /// Artifacts on this machine.
     pub artifacts: usize,
@@ -119,8 +127,16 @@ pub struct ModuleCacheStatus {
     pub mounts: usize,
     /// Artifacts fetched since the start.
     pub fetches: u64,
+    /// What fetching, checking and unpacking them took altogether, in microseconds.
+    pub fetch_us: u64,
     /// Artifacts refused since the start, since they were not what their name says.
     pub refused: u64,
+    /// Fetches since the start that failed for other reasons: the store was away, the disk was full.
+    pub failed: u64,
+    /// Mounts made since the start.
+    pub attaches: u64,
+    /// What making them took altogether, in microseconds.
+    pub attach_us: u64,
     /// Artifacts removed to make room since the start.
     pub evictions: u64,
 }
@@ -165,6 +181,7 @@ impl ModuleCache {
             artifacts,
             ready: Cache::new(20_000),
             present: Mutex::new(present),
+            reserved: AtomicU64::new(0),
             fetching: Mutex::default(),
             slots: tokio::sync::Mutex::default(),
             demand: Mutex::default(),
@@ -195,13 +212,17 @@ impl ModuleCache {
     pub fn status(&self) -> ModuleCacheStatus {
         let present = self.present.lock();
         ModuleCacheStatus {
-            mode: if self.read_only.is_some() { "mount" } else { "none" },
+            mode: if self.read_only.is_some() { "mount" } else { "links" },
             artifacts: present.len(),
             bytes: present.values().map(|p| p.bytes).sum(),
             bytes_max: self.config.disk_limit.as_u64(),
             mounts: present.values().map(|p| p.slots.len()).sum(),
             fetches: self.counters.fetches.load(Relaxed),
+            fetch_us: self.counters.fetch_us.load(Relaxed),
             refused: self.counters.refused.load(Relaxed),
+            failed: self.counters.failed.load(Relaxed),
+            attaches: self.counters.attaches.load(Relaxed),
+            attach_us: self.counters.attach_us.load(Relaxed),
             evictions: self.counters.evictions.load(Relaxed),
         }
     }

@@ -48,6 +48,16 @@ pub fn unpack(compressed: impl Read, dir: &Path) -> Result<u64, UnpackError> {
     // One more than allowed can be read, so that going over is seen and not taken for the end.
     let decoder = zstd::Decoder::new(compressed)?.take(UNPACKED_BYTES_MAX + ENTRIES_MAX * 1_024 + 1);
     let mut archive = tar::Archive::new(decoder);
+    let bytes = entries(&mut archive, dir)?;
+    // To the very end of what was given, so that whoever hashes it has seen all of it: first what the archive holds beyond its last
+    // entry, then what lies behind the compressed frame or behind the limit.
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink())?;
+    io::copy(&mut rest.into_inner().finish(), &mut io::sink())?;
+    Ok(bytes)
+}
+
+fn entries(archive: &mut tar::Archive<impl Read>, dir: &Path) -> Result<u64, UnpackError> {
     let (mut bytes, mut entries) = (0_u64, 0_u64);
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -81,9 +91,6 @@ pub fn unpack(compressed: impl Read, dir: &Path) -> Result<u64, UnpackError> {
             _ => return Err(forbidden("something that is neither file nor directory")),
         }
     }
-    // To the very end, so that whoever hashes the stream has seen all of it.
-    let mut rest = archive.into_inner();
-    io::copy(&mut rest, &mut io::sink())?;
     Ok(bytes)
 }
 
@@ -183,6 +190,175 @@ mod tests {
         let archive = encoder.finish().unwrap();
         assert!(archive.len() < 1024 * 1024);
         assert!(matches!(try_unpack(&archive).1, Err(UnpackError::TooMuch { what: "bytes", .. })));
+    }
+
+    #[test]
+    fn entries_are_counted_up_to_the_limit() {
+        // The same directory over and over costs no inodes, but counts.
+        let many = |count: u64| {
+            pack(|b| {
+                for _ in 0..count {
+                    b.append(&header(b"d/", tar::EntryType::Directory, 0), io::empty()).unwrap();
+                }
+            })
+        };
+        assert!(try_unpack(&many(ENTRIES_MAX)).1.is_ok());
+        assert!(matches!(try_unpack(&many(ENTRIES_MAX + 1)).1, Err(UnpackError::TooMuch { what: "entries", .. })));
+    }
+
+    #[test]
+    fn everything_that_was_given_is_read() {
+        // Whoever hashes the stream must see what was added behind the archive, however it was added.
+        let archive = pack(|b| b.append(&header(b"x", tar::EntryType::Regular, 1), &b"x"[..]).unwrap());
+        let limit = UNPACKED_BYTES_MAX + ENTRIES_MAX * 1_024;
+        let zeros = zstd::encode_all(io::repeat(0).take(limit + 4096), 1).unwrap();
+        for tail in [&b"raw bytes that are no frame"[..], &zeros, &[&zeros[..], b"raw"].concat()] {
+            let altered = [&archive[..], tail].concat();
+            let mut reader = io::Cursor::new(&altered);
+            let root = tempfile::tempdir().unwrap();
+            // It may be an error or not: what must not be is success without having read to the end.
+            if unpack(&mut reader, &root.path().join("m")).is_ok() {
+                assert_eq!(reader.position(), altered.len() as u64);
+            }
+        }
+    }
+
+    /// The names of files in an archive as another program reads it.
+    fn read_by(program: &str, args: &[&str], archive: &Path) -> Vec<String> {
+        let output = std::process::Command::new(program).args(args).arg(archive).output().unwrap();
+        let mut names: Vec<String> =
+            String::from_utf8_lossy(&output.stdout).lines().filter(|n| !n.ends_with('/')).map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    fn files_below(dir: &Path, base: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.metadata().unwrap().is_dir() {
+                files_below(&entry.path(), base, found);
+            } else {
+                found.push(entry.path().strip_prefix(base).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+
+    /// A PAX header for the entry that follows it.
+    fn pax(b: &mut tar::Builder<Vec<u8>>, records: &[(&str, &str)]) {
+        let mut text = String::new();
+        for (key, value) in records {
+            let rest = format!(" {key}={value}\n");
+            // The length counts its own digits.
+            let length = (1..4).map(|digits| rest.len() + digits).find(|l| l.to_string().len() + rest.len() == *l).unwrap();
+            text.push_str(&format!("{length}{rest}"));
+        }
+        b.append(&header(b"pax", tar::EntryType::XHeader, text.len() as u64), text.as_bytes()).unwrap();
+    }
+
+    /// What we accept, GNU tar and Python read the same way: an archive that two programs understand differently is how something is
+    /// smuggled past the one that checks.
+    #[test]
+    fn what_is_accepted_is_read_alike_by_other_programs() {
+        use tar::EntryType as T;
+        let hidden = {
+            let mut content = header(b"hidden.js", T::Regular, 4).as_bytes().to_vec();
+            content.extend_from_slice(&[b"evil".to_vec(), vec![0; 508]].concat());
+            content
+        };
+        let plain = |b: &mut tar::Builder<Vec<u8>>, name: &[u8]| b.append(&header(name, T::Regular, 1), &b"x"[..]).unwrap();
+        type Build<'a> = Box<dyn Fn(&mut tar::Builder<Vec<u8>>) + 'a>;
+        let corpus: Vec<(&str, Build<'_>)> = vec![
+            ("plain", Box::new(|b| plain(b, b"a/b.js"))),
+            (
+                "pax size above the header's",
+                Box::new(|b| {
+                    pax(b, &[("size", "1024")]);
+                    b.append(&header(b"a.js", T::Regular, 1_024), hidden.as_slice()).unwrap();
+                }),
+            ),
+            (
+                "pax size that hides an entry",
+                Box::new(|b| {
+                    pax(b, &[("size", "1024")]);
+                    b.append(&header(b"a.js", T::Regular, 0), io::empty()).unwrap();
+                    plain(b, b"inside-1.js");
+                    plain(b, b"after.js");
+                }),
+            ),
+            (
+                "pax size below the header's",
+                Box::new(|b| {
+                    pax(b, &[("size", "0")]);
+                    b.append(&header(b"a.js", T::Regular, 1_024), hidden.as_slice()).unwrap();
+                    plain(b, b"after.js");
+                }),
+            ),
+            (
+                "pax path that climbs",
+                Box::new(|b| {
+                    pax(b, &[("path", "../climbed.js")]);
+                    plain(b, b"harmless.js");
+                }),
+            ),
+            (
+                "pax path",
+                Box::new(|b| {
+                    pax(b, &[("path", "renamed/by-pax.js")]);
+                    plain(b, b"harmless.js");
+                }),
+            ),
+            ("backslashes", Box::new(|b| plain(b, b"a\\..\\b.js"))),
+            (
+                "twins of unicode",
+                Box::new(|b| {
+                    plain(b, "e\u{301}.js".as_bytes());
+                    plain(b, "\u{e9}.js".as_bytes());
+                }),
+            ),
+            (
+                "long name",
+                Box::new(|b| {
+                    let mut h = tar::Header::new_gnu();
+                    h.set_size(1);
+                    b.append_data(&mut h, format!("{}x.js", "long-directory-name/".repeat(8)), &b"x"[..]).unwrap();
+                }),
+            ),
+            (
+                "link, then a file through it",
+                Box::new(|b| {
+                    let mut h = header(b"link", T::Symlink, 0);
+                    h.set_link_name("..").unwrap();
+                    h.set_cksum();
+                    b.append(&h, io::empty()).unwrap();
+                    plain(b, b"link/through.js");
+                }),
+            ),
+            (
+                "file, then a file below it",
+                Box::new(|b| {
+                    plain(b, b"a");
+                    plain(b, b"a/b.js");
+                }),
+            ),
+        ];
+        let python = "import sys, tarfile\nfor m in tarfile.open(sys.argv[1]):\n    if m.isfile(): print(m.name)";
+        let mut accepted = 0;
+        for (what, build) in &corpus {
+            let compressed = pack(build);
+            let (root, result) = try_unpack(&compressed);
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "{what}: something is outside");
+            if result.is_err() {
+                continue;
+            }
+            accepted += 1;
+            let mut ours = Vec::new();
+            files_below(&root.path().join("m"), &root.path().join("m"), &mut ours);
+            ours.sort();
+            let archive = root.path().join("archive.tar");
+            fs::write(&archive, zstd::decode_all(compressed.as_slice()).unwrap()).unwrap();
+            assert_eq!(ours, read_by("tar", &["--quoting-style=literal", "-tf"], &archive), "{what}: GNU tar");
+            assert_eq!(ours, read_by("python3", &["-c", python], &archive), "{what}: Python");
+        }
+        assert!(accepted >= 4, "only {accepted} of the corpus were accepted");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Admission per tenant: how many requests at once, and how many per second. One gate per tenant and node, kept alive by the
 //! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
 
+use crate::usage::{Usage, UsageBook};
 use hearth_model::{TenantLimits, TenantName};
 use parking_lot::Mutex;
 use std::{
@@ -37,12 +38,13 @@ pub struct Gate {
     /// The generic cell rate algorithm's theoretical arrival time, in nanoseconds after `start` (ITU-T I.371).
     arrival_ns: AtomicU64,
     start: Instant,
+    usage: Arc<Usage>,
 }
 
 impl Gate {
     /// A gate with these limits and nothing in flight.
     #[must_use]
-    pub fn new(limits: &TenantLimits) -> Self {
+    pub fn new(limits: &TenantLimits, usage: Arc<Usage>) -> Self {
         let gate = Self {
             in_flight: AtomicU32::new(0),
             concurrency: AtomicU32::new(0),
@@ -50,6 +52,7 @@ impl Gate {
             burst: AtomicU32::new(0),
             arrival_ns: AtomicU64::new(0),
             start: Instant::now(),
+            usage,
         };
         gate.set(limits);
         gate
@@ -67,6 +70,12 @@ impl Gate {
         self.in_flight.load(Relaxed)
     }
 
+    /// The tenant's counters.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     /// Admits one request, until the permit is dropped. The tenant's limits are divided by `spread`, the number of nodes that its
     /// container runs on; rounded up, since a limit of one must not become none.
     ///
@@ -74,7 +83,10 @@ impl Gate {
     /// [`Refused`] when a limit is reached; nothing is counted then.
     pub fn admit(self: &Arc<Self>, spread: u32) -> Result<Permit, Refused> {
         let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.admit_at(now_ns, spread)
+        let admitted = self.admit_at(now_ns, spread);
+        let counter = if admitted.is_ok() { &self.usage.requests } else { &self.usage.refused };
+        counter.fetch_add(1, Relaxed);
+        admitted
     }
 
     fn admit_at(self: &Arc<Self>, now_ns: u64, spread: u32) -> Result<Permit, Refused> {
@@ -112,9 +124,16 @@ impl Drop for Permit {
 #[derive(Debug, Default)]
 pub struct Gates {
     by_tenant: Mutex<HashMap<TenantName, Weak<Gate>>>,
+    usage: Arc<UsageBook>,
 }
 
 impl Gates {
+    /// No gates yet; what they admit and refuse is counted in `usage`.
+    #[must_use]
+    pub fn new(usage: Arc<UsageBook>) -> Self {
+        Self { by_tenant: Mutex::default(), usage }
+    }
+
     /// The tenant's gate, with these limits from now on.
     #[must_use]
     pub fn gate(&self, tenant: &TenantName, limits: &TenantLimits) -> Arc<Gate> {
@@ -127,7 +146,7 @@ impl Gates {
         if gates.len() == gates.capacity() {
             gates.retain(|_, gate| gate.strong_count() > 0);
         }
-        let gate = Arc::new(Gate::new(limits));
+        let gate = Arc::new(Gate::new(limits, self.usage.of(tenant)));
         gates.insert(tenant.clone(), Arc::downgrade(&gate));
         gate
     }
@@ -143,7 +162,7 @@ mod tests {
 
     #[test]
     fn concurrency_at_the_bound_and_one_past_it() {
-        let gate = Arc::new(Gate::new(&limits(2, 1_000_000, 1_000_000)));
+        let gate = Arc::new(Gate::new(&limits(2, 1_000_000, 1_000_000), Arc::default()));
         let first = gate.admit(1).unwrap();
         let _second = gate.admit(1).unwrap();
         assert_eq!(gate.admit(1).unwrap_err(), Refused::Concurrency { limit: 2 });
@@ -153,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_rate_lets_a_burst_pass_and_then_its_average() {
-        let gate = Arc::new(Gate::new(&limits(1_000, 10, 3)));
+        let gate = Arc::new(Gate::new(&limits(1_000, 10, 3), Arc::default()));
         for _ in 0..3 {
             assert!(gate.admit_at(0, 1).is_ok());
         }

@@ -179,7 +179,11 @@ async fn invoke(
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
     let proto = if peer.tls { "https" } else { "http" };
     let call = Call { servable, version, request_id, prefix_bytes, client, trusted, proto, began };
-    forward_call(&worker, call, permit, request).await
+    let answered = forward_call(&worker, call, permit, request).await;
+    if let Err(failure) = &answered {
+        gate.usage().failed(failure.kind.fault());
+    }
+    answered
 }
 
 /// On how many nodes the container runs, as the router says: this node admits its share of the tenant's limits.

@@ -15,6 +15,11 @@ pub struct Config {
     pub socket: PathBuf,
     /// The OCI runtime the engine is to use, as `runsc`; none for the engine's default.
     pub oci_runtime: Option<String>,
+    /// Other OCI runtimes that tenants may be given one by one or by class.
+    pub oci_runtimes: Vec<String>,
+    /// Start although `hearth doctor` finds something unsafe: for development, or where the distribution has mended runc under an old
+    /// number.
+    pub accept_unsafe: bool,
     /// User and group id of slot 0; slot N runs as `uid_base + N`. The image has names for 60000 to 64999.
     pub uid_base: u32,
     /// Image of tenants' containers; none for the one that this version builds.
@@ -37,6 +42,8 @@ impl Default for Config {
             instance: "default".to_owned(),
             socket: PathBuf::from("/var/run/docker.sock"),
             oci_runtime: None,
+            oci_runtimes: Vec::new(),
+            accept_unsafe: false,
             uid_base: 60_000,
             runtime_image: None,
             build_image: None,

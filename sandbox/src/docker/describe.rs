@@ -1,7 +1,7 @@
 //! What is weak about this machine's containers, each with its remedy.
 
 use super::{config::Config, engine::Engine, slot_dir::is_root};
-use crate::{Description, Purpose, SandboxError, cgroup, net};
+use crate::{Description, Finding, Purpose, SandboxError, Severity, cgroup, net};
 use bollard::models::{SystemInfo, SystemVersion};
 use std::{collections::BTreeMap, path::Path};
 
@@ -30,13 +30,10 @@ pub(super) async fn describe(
     let (mounts_propagate, mount_warning) = propagation(&config.socket);
     let mut warnings = found.to_vec();
     warnings.extend(mount_warning);
-    warnings.extend(of_engine(config, &info, runc.as_deref()));
-    if !is_root() {
-        warnings.push(
-            "this process is not root: a tenant can fill the disk through its run directory, and slots' directories are open to every user who can reach them; run as root".to_owned(),
-        );
-    }
-    Ok(Description { engine: text, mounts_propagate, warnings, images: images(config) })
+    let mut findings = of_engine(config, &info, runc.as_deref());
+    findings.extend(of_machine(config, mounts_propagate));
+    warnings.extend(findings.iter().filter(|f| !f.passed).map(|f| f.detail.clone()));
+    Ok(Description { engine: text, mounts_propagate, warnings, findings, images: images(config) })
 }
 
 fn images(config: &Config) -> BTreeMap<String, String> {
@@ -50,44 +47,133 @@ fn component(version: &SystemVersion, name: &str) -> Option<String> {
     version.components.iter().flatten().find(|c| c.name == name).map(|c| c.version.clone())
 }
 
-fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn finding(id: &'static str, severity: Severity, title: &'static str, passed: bool, detail: String) -> Finding {
+    Finding { id, title, severity, passed, detail: if passed { String::new() } else { detail } }
+}
+
+fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Finding> {
     let default_runtime = config.oci_runtime.as_deref().or(info.default_runtime.as_deref()).unwrap_or("runc");
-    if default_runtime == "runc" && !runc.is_some_and(runc_is_mended) {
-        warnings.push(format!(
-            "runc {} has known ways out of a container (CVE-2025-31133, -52565, -52881) unless the distribution has mended it under the old number: install runc 1.2.8, 1.3.3 or newer",
-            runc.unwrap_or("of unknown version")
-        ));
-    }
-    if let Some(wanted) = &config.oci_runtime
-        && !info.runtimes.as_ref().is_some_and(|r| r.contains_key(wanted))
-    {
-        warnings.push(format!(
-            "the engine does not know the runtime {wanted:?}: add it to the engine's daemon.json, or unset oci_runtime"
-        ));
-    }
+    let runtimes: Vec<&String> = config.oci_runtime.iter().chain(&config.oci_runtimes).collect();
+    let unknown: Vec<&str> = runtimes
+        .into_iter()
+        .filter(|wanted| !info.runtimes.as_ref().is_some_and(|known| known.contains_key(*wanted)))
+        .map(String::as_str)
+        .collect();
     let security: Vec<&str> = info.security_options.iter().flatten().map(String::as_str).collect();
-    if !security.iter().any(|s| s.starts_with("name=seccomp") && !s.contains("unconfined")) {
-        warnings
-            .push("the engine filters no system calls (seccomp): use a kernel and an engine with its default profile".to_owned());
-    }
-    if !security.iter().any(|s| s.starts_with("name=userns") || s.starts_with("name=rootless")) {
-        warnings.push(
-            "user ids inside containers are those of this machine (each slot has its own, none is root): set \"userns-remap\" in the engine's daemon.json for one more wall, where slot directories allow it".to_owned(),
-        );
-    }
-    if info.live_restore_enabled != Some(true) {
-        warnings.push("a restart of the engine ends all containers: set \"live-restore\": true in its daemon.json".to_owned());
-    }
-    for (have, what) in
+    let unlimited: Vec<&str> =
         [(info.memory_limit, "memory"), (info.swap_limit, "swap"), (info.pids_limit, "processes"), (info.cpu_cfs_quota, "CPU")]
-    {
-        if have == Some(false) {
-            warnings
-                .push(format!("the kernel or engine does not limit {what} of containers: enable that control group controller"));
-        }
-    }
-    warnings
+            .into_iter()
+            .filter_map(|(have, what)| (have == Some(false)).then_some(what))
+            .collect();
+    vec![
+        finding(
+            "engine.runc",
+            Severity::Unsafe,
+            "runc has no known way out of a container",
+            default_runtime != "runc" || runc.is_some_and(runc_is_mended),
+            format!(
+                "runc {} has known ways out of a container (CVE-2025-31133, -52565, -52881) unless the distribution has mended it under the old number: install runc 1.2.8, 1.3.3 or newer",
+                runc.unwrap_or("of unknown version")
+            ),
+        ),
+        finding(
+            "engine.runtimes",
+            Severity::Unsafe,
+            "the engine knows the configured OCI runtimes",
+            unknown.is_empty(),
+            format!(
+                "the engine does not know the runtime {unknown:?}: add it to the engine's daemon.json, or take it out of docker.oci_runtime and docker.oci_runtimes"
+            ),
+        ),
+        finding(
+            "engine.seccomp",
+            Severity::Unsafe,
+            "system calls are filtered",
+            security.iter().any(|s| s.starts_with("name=seccomp") && !s.contains("unconfined")),
+            "the engine filters no system calls (seccomp): use a kernel and an engine with its default profile".to_owned(),
+        ),
+        finding(
+            "engine.limits",
+            Severity::Unsafe,
+            "memory, swap, processes and CPU of containers are limited",
+            unlimited.is_empty(),
+            format!("the kernel or engine does not limit {} of containers: enable these control group controllers", unlimited.join(", ")),
+        ),
+        finding(
+            "engine.userns",
+            Severity::Weak,
+            "user ids inside containers are not those of the machine",
+            security.iter().any(|s| s.starts_with("name=userns") || s.starts_with("name=rootless")),
+            "user ids inside containers are those of this machine (each slot has its own, none is root): set \"userns-remap\" in the engine's daemon.json for one more wall, where slot directories allow it".to_owned(),
+        ),
+        finding(
+            "engine.mac",
+            Severity::Weak,
+            "containers are confined by AppArmor or SELinux",
+            security.iter().any(|s| s.starts_with("name=apparmor") || s.starts_with("name=selinux")),
+            "the engine uses neither AppArmor nor SELinux: enable one in the kernel, so that a hole in one wall meets another".to_owned(),
+        ),
+        finding(
+            "engine.live-restore",
+            Severity::Weak,
+            "containers outlive a restart of the engine",
+            info.live_restore_enabled == Some(true),
+            "a restart of the engine ends all containers: set \"live-restore\": true in its daemon.json".to_owned(),
+        ),
+    ]
+}
+
+/// What the kernel's settings say, and who this process is.
+fn of_machine(config: &Config, mounts_propagate: bool) -> Vec<Finding> {
+    let sysctl = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default().trim().parse::<i64>().ok();
+    let socket_mode = {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(&config.socket).map_or(0, |m| m.permissions().mode() & 0o777)
+    };
+    vec![
+        finding(
+            "host.root",
+            Severity::Weak,
+            "this process is root and can bound containers' files",
+            is_root(),
+            "this process is not root: a tenant can fill the disk through its run directory, and slots' directories are open to every user who can reach them; run as root".to_owned(),
+        ),
+        finding(
+            "host.mounts",
+            Severity::Weak,
+            "a container sees only the modules of its own functions",
+            mounts_propagate,
+            "every container sees the whole module cache, read-only: run as root, in the engine's mount namespace".to_owned(),
+        ),
+        finding(
+            "host.socket",
+            Severity::Unsafe,
+            "only root and its group reach the engine",
+            socket_mode & 0o007 == 0,
+            format!("{} has mode {socket_mode:o}: whoever reaches it is root; chmod 660 it", config.socket.display()),
+        ),
+        finding(
+            "host.bpf",
+            Severity::Weak,
+            "users may not load BPF programs",
+            sysctl("kernel/unprivileged_bpf_disabled").is_none_or(|v| v != 0),
+            "every user may load BPF programs: sysctl -w kernel.unprivileged_bpf_disabled=1".to_owned(),
+        ),
+        finding(
+            "host.dmesg",
+            Severity::Weak,
+            "users may not read the kernel's log and addresses",
+            sysctl("kernel/dmesg_restrict").is_none_or(|v| v != 0) && sysctl("kernel/kptr_restrict").is_none_or(|v| v != 0),
+            "the kernel shows its log or addresses to every user: sysctl -w kernel.dmesg_restrict=1 kernel.kptr_restrict=1".to_owned(),
+        ),
+        finding(
+            "egress.filter",
+            Severity::Weak,
+            "containers' connections can be filtered",
+            config.egress.mode == net::Mode::None || (is_root() && sysctl("net/ipv4/ip_forward") == Some(1)),
+            "egress does not work here: it needs root and net.ipv4.ip_forward=1, or egress.mode = \"none\"".to_owned(),
+        ),
+    ]
 }
 
 /// Whether runc is one of those that were mended: 1.2.8, 1.3.3, or anything newer.
@@ -147,15 +233,20 @@ mod tests {
     fn a_weak_engine_is_described() {
         let weak = SystemInfo { swap_limit: Some(false), ..SystemInfo::default() };
         let config = Config { oci_runtime: Some("runsc".to_owned()), ..Config::default() };
-        let text = of_engine(&config, &weak, None).join("\n");
+        let failed = |findings: Vec<Finding>| findings.into_iter().filter(|f| !f.passed).map(|f| f.detail).collect::<Vec<_>>();
+        let text = failed(of_engine(&config, &weak, None)).join("\n");
         for word in ["\"runsc\"", "seccomp", "live-restore", "swap"] {
             assert!(text.contains(word), "{word}: {text}");
         }
         let strong = SystemInfo {
-            security_options: Some(vec!["name=seccomp,profile=default".to_owned(), "name=userns".to_owned()]),
+            security_options: Some(vec![
+                "name=seccomp,profile=default".to_owned(),
+                "name=userns".to_owned(),
+                "name=apparmor".to_owned(),
+            ]),
             live_restore_enabled: Some(true),
             ..SystemInfo::default()
         };
-        assert_eq!(of_engine(&Config::default(), &strong, Some("1.3.3")), Vec::<String>::new());
+        assert_eq!(failed(of_engine(&Config::default(), &strong, Some("1.3.3"))), Vec::<String>::new());
     }
 }

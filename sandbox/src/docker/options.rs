@@ -40,7 +40,7 @@ pub(crate) struct EtcFile {
 /// The address is [`crate::net::GATEWAY`], where the packet filter passes questions on to the node's resolvers; without egress it
 /// leads nowhere. The host's own resolvers are none of a tenant's business.
 pub(crate) const RESOLV_CONF: EtcFile = EtcFile { name: "resolv.conf", text: "nameserver 169.254.1.1\noptions ndots:0\n" };
-pub(crate) const HOSTS: EtcFile = EtcFile { name: "hosts", text: "127.0.0.1 localhost hearth\n::1 localhost\n" };
+pub(crate) const HOSTS: EtcFile = EtcFile { name: "hosts", text: crate::net::HOSTS_BASE };
 
 /// The container's name, one per slot: the engine itself refuses a second container on a slot.
 pub(crate) fn name(config: &Config, slot: u32) -> String {
@@ -135,7 +135,7 @@ fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -
         // Private, and without a shared memory file system that would be one more thing to fill.
         ipc_mode: Some("none".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-        runtime: config.oci_runtime.clone(),
+        runtime: oci_runtime(config, spec)?,
         // Node.js is process 1. An init process would cost memory in every container, and what it would reap counts against this
         // container's own limit of processes.
         init: Some(false),
@@ -155,6 +155,15 @@ fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -
         mounts: Some(mounts(spec, propagate)?),
         ..HostConfig::default()
     })
+}
+
+/// The runtime of the container; a name that the operator has not configured is refused.
+fn oci_runtime(config: &Config, spec: &SandboxSpec) -> Result<Option<String>, SandboxError> {
+    match &spec.oci_runtime {
+        None => Ok(config.oci_runtime.clone()),
+        Some(name) if config.oci_runtimes.contains(name) => Ok(Some(name.clone())),
+        Some(name) => Err(refuse(format!("the runtime {name:?} is not among docker.oci_runtimes"))),
+    }
 }
 
 fn tmp_options(tmp_mb: u64, uid: u32) -> String {
@@ -235,6 +244,7 @@ mod tests {
             slot: 7,
             purpose,
             node: NodeVersion::V24,
+            oci_runtime: None,
             slot_dir: PathBuf::from("/data/slots/7"),
             runtime_dir: PathBuf::from("/usr/lib/hearth/runtime"),
             limits: Limits { memory_mb: 256, cpu_millis: 1500, cpu_shares: 1024, pids: 64, nofile: 4096, tmp_mb: 64 },
@@ -335,9 +345,11 @@ mod tests {
         relative.slot_dir = PathBuf::from("slots/7");
         let mut unlimited = spec(Purpose::Runtime);
         unlimited.limits.memory_mb = 0;
+        let mut other_runtime = spec(Purpose::Runtime);
+        other_runtime.oci_runtime = Some("runsc".to_owned());
         let mut no_uid = spec(Purpose::Runtime);
         no_uid.slot = u32::MAX - 60_000;
-        for bad in [with_args, without_script, relative, unlimited, no_uid] {
+        for bad in [with_args, without_script, relative, unlimited, other_runtime, no_uid] {
             assert!(matches!(container(&config(), &bad, true), Err(SandboxError::Failed { .. })), "{bad:?}");
         }
     }

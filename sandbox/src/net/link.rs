@@ -1,7 +1,7 @@
 //! Interfaces, addresses and routes over netlink. A container's side is configured through a netlink socket that a short-lived
 //! thread opens inside the container's network namespace; a socket stays in the namespace in which it was made.
 
-use super::{Cidr, GATEWAY, NetError};
+use super::{Cidr, GATEWAY, NetError, Traffic};
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
@@ -9,11 +9,12 @@ use rtnetlink::{
         AddressFamily,
         address::AddressAttribute,
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo},
-        route::{RouteAttribute, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteScope},
     },
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
@@ -148,6 +149,60 @@ impl Links {
         found.sort_unstable();
         found.dedup();
         Ok(found)
+    }
+
+    /// Bytes through each slot's interface. What the host receives from it is what the container sent.
+    pub(super) async fn traffic(&self) -> Result<HashMap<u32, Traffic>, NetError> {
+        let mut traffic = HashMap::new();
+        let mut links = self.host.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(link_error("list interfaces"))? {
+            let (mut slot, mut bytes) = (None, Traffic::default());
+            for attribute in &link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => slot = self.slot(name),
+                    LinkAttribute::Stats64(stats) => {
+                        (bytes.sent_bytes, bytes.received_bytes) = (stats.rx_bytes, stats.tx_bytes);
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(slot) = slot {
+                traffic.insert(slot, bytes);
+            }
+        }
+        Ok(traffic)
+    }
+
+    fn slot(&self, interface: &str) -> Option<u32> {
+        interface.strip_prefix(&self.prefix)?.parse().ok()
+    }
+
+    /// The address of each slot's container: the host's route to it says so.
+    pub(super) async fn addresses(&self) -> Result<HashMap<u32, Ipv4Addr>, NetError> {
+        let mut slots = HashMap::new();
+        let mut links = self.host.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(link_error("list interfaces"))? {
+            let name = link.attributes.iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name) } else { None });
+            if let Some(slot) = name.and_then(|n| self.slot(n)) {
+                slots.insert(link.header.index, slot);
+            }
+        }
+        let mut addresses = HashMap::new();
+        let mut routes = self.host.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        while let Some(route) = routes.try_next().await.map_err(link_error("list routes"))? {
+            let (mut slot, mut to) = (None, None);
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => slot = slots.get(index),
+                    RouteAttribute::Destination(RouteAddress::Inet(address)) => to = Some(*address),
+                    _ => {}
+                }
+            }
+            if let (Some(slot), Some(to), 32) = (slot, to, route.header.destination_prefix_length) {
+                addresses.insert(*slot, to);
+            }
+        }
+        Ok(addresses)
     }
 
     /// Puts a pair between this namespace and that of process `pid`. When it fails nothing is left behind.

@@ -1,6 +1,6 @@
 //! The packet filter as text for `nft -f`: a pure function, so that what is allowed can be read and tested in one place.
 
-use super::{Cidr, GATEWAY};
+use super::{Cidr, GATEWAY, policy::Policies};
 use std::net::Ipv4Addr;
 
 /// Everything that is not the public internet: this host, private networks, carrier networks, link-local with cloud metadata,
@@ -30,12 +30,18 @@ pub(super) struct Ruleset {
     pub resolvers: Vec<Ipv4Addr>,
     pub denied: Vec<Cidr>,
     pub connections_max: u32,
+    /// Bytes per second that one container may send, and as many that it may receive.
+    pub bytes_per_s_max: u64,
 }
 
 impl Ruleset {
     /// Replaces the table as a whole, in one transaction: no packet meets half of it.
-    pub(super) fn text(&self) -> String {
-        let Self { table, prefix, cidr, connections_max, .. } = self;
+    pub(super) fn text(&self, policies: &Policies) -> String {
+        let Self { table, prefix, cidr, connections_max, bytes_per_s_max, .. } = self;
+        let [silent, listed, allowed, allowed_all_ports] = policies.sets().map(|elements| match elements.as_str() {
+            "" => String::new(),
+            elements => format!("\n\t\telements = {{ {elements} }}"),
+        });
         let mut denied: Vec<String> = DENIED.iter().map(|&d| d.to_owned()).collect();
         denied.push(cidr.to_string());
         denied.extend(self.denied.iter().map(Cidr::to_string));
@@ -56,6 +62,38 @@ table inet {table} {{
 		size 65535
 		flags dynamic
 	}}
+	# Connections that each container has opened, for the tenant's account.
+	set opened {{
+		type ipv4_addr
+		size 65535
+		flags dynamic
+		counter
+	}}
+	set sending {{
+		type ipv4_addr
+		size 65535
+		flags dynamic
+	}}
+	set receiving {{
+		type ipv4_addr
+		size 65535
+		flags dynamic
+	}}
+	# Containers of tenants that may reach nothing, containers that have an allow list, and the lists.
+	set silent {{
+		type ipv4_addr{silent}
+	}}
+	set listed {{
+		type ipv4_addr{listed}
+	}}
+	set allowed {{
+		type ipv4_addr . ipv4_addr . inet_service
+		flags interval{allowed}
+	}}
+	set allowed_all_ports {{
+		type ipv4_addr . ipv4_addr
+		flags interval{allowed_all_ports}
+	}}
 	# Before anything else: only IPv4, and only from the address that the interface was given.
 	chain guard {{
 		type filter hook prerouting priority -310; policy accept;
@@ -69,17 +107,32 @@ table inet {table} {{
 	chain forward {{
 		type filter hook forward priority -10; policy accept;
 		iifname "{prefix}*" jump leaving
+		oifname "{prefix}*" update @receiving {{ ip daddr limit rate over {bytes_per_s_max} bytes/second burst {bytes_per_s_max} bytes }} drop
 		oifname "{prefix}*" ct state established,related accept
 		oifname "{prefix}*" drop
 	}}
 	chain leaving {{
 		ct state invalid drop
+		update @sending {{ ip saddr limit rate over {bytes_per_s_max} bytes/second burst {bytes_per_s_max} bytes }} drop
 		oifname "{prefix}*" goto refuse
+		ip saddr @silent goto refuse
+		ip saddr @listed jump by_list
 		ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip daddr @denied goto refuse
 		ct state established,related accept
 		add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
+		ct state new update @opened {{ ip saddr }}
 		accept
+	}}
+	# A list takes the resolver away as well: what is listed by name stands in the container's own table of hosts, and a question
+	# about any other name would be a way out.
+	chain by_list {{
+		ct status dnat goto refuse
+		# A name may come to stand for other addresses while connections to the former ones live.
+		ct state established,related return
+		meta l4proto {{ tcp, udp }} ip saddr . ip daddr . th dport @allowed return
+		ip saddr . ip daddr @allowed_all_ports return
+		goto refuse
 	}}
 	# At once rather than after a timeout, for the sake of functions; the kernel sends few ICMP errors per second, so a reset first.
 	chain refuse {{
@@ -89,6 +142,8 @@ table inet {table} {{
 	# Nothing of the host itself, but its resolver where that is on one of its own addresses.
 	chain input {{
 		type filter hook input priority -10; policy accept;
+		iifname "{prefix}*" ip saddr @silent goto refuse
+		iifname "{prefix}*" ip saddr @listed goto refuse
 		iifname "{prefix}*" ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
 		iifname "{prefix}*" goto refuse
 	}}
@@ -139,13 +194,14 @@ mod tests {
             resolvers: resolvers.to_vec(),
             denied: vec!["192.0.2.0/24".parse().unwrap()],
             connections_max: 1024,
+            bytes_per_s_max: 1_000_000,
         }
     }
 
     /// By an interface or an address of theirs, or by standing in a chain that only such rules lead to.
     #[test]
     fn every_rule_is_bound_to_containers() {
-        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2)]).text();
+        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2)]).text(&Policies::default());
         let mut chain = "";
         for line in text.lines().map(str::trim) {
             if let Some(name) = line.strip_prefix("chain ") {
@@ -155,16 +211,20 @@ mod tests {
                 || line.contains("dnat ip to");
             let bound = line.contains(r#"ifname "hv12345x*""#)
                 || line.starts_with("ip saddr 198.18.0.0/15")
-                || chain.starts_with("leaving");
+                || ["leaving", "by_list"].iter().any(|c| chain.starts_with(c));
             assert!(!verdict || bound, "this rule would meet other traffic of the machine: {line}");
         }
     }
 
     #[test]
     fn what_is_denied_comes_before_what_is_accepted() {
-        let text = ruleset(&[]).text();
+        let text = ruleset(&[]).text(&Policies::default());
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} is missing"));
         assert!(at("ip daddr @denied goto refuse") < at("ct state established,related accept\n\t\tadd @connections"));
+        assert!(
+            at("ip saddr @silent goto refuse\n\t\tip saddr @listed jump by_list") < at("th dport 53 accept"),
+            "a list comes before the resolver"
+        );
         for range in ["10.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "198.18.0.0/15"] {
             assert!(text.contains(range), "{range}");
         }
@@ -173,7 +233,7 @@ mod tests {
 
     #[test]
     fn several_resolvers_take_turns() {
-        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)]).text();
+        let text = ruleset(&[Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)]).text(&Policies::default());
         assert!(text.contains("dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 }"));
     }
 }

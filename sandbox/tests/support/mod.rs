@@ -83,6 +83,7 @@ impl Slots {
             slot,
             purpose: Purpose::Runtime,
             node: NodeVersion::V24,
+            oci_runtime: None,
             slot_dir,
             runtime_dir,
             limits: Limits { memory_mb: 128, cpu_millis: 1_000, cpu_shares: 1_024, pids: 32, nofile: 256, tmp_mb: 8 },

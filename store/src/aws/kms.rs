@@ -1,6 +1,9 @@
-//! [`Keyring`] over KMS: each secret is sealed under a data key of its own, which KMS makes and which is kept beside the secret, itself
-//! sealed by the master key that never leaves KMS. The encryption context is tenant, container, function and name: KMS opens a data key
-//! only for that very place, and its trail says for which.
+//! [`Keyring`] over KMS: secrets are sealed under data keys, which KMS makes and which are kept beside the secrets, themselves sealed by the
+//! master key that never leaves KMS. The encryption context is tenant, container and function: KMS opens a data key only for that function,
+//! and its trail says for which. The secret's name is bound by the seal itself.
+//!
+//! Secrets of one function that are sealed within a minute share a data key, and an opened data key is remembered as long, so that a cold
+//! start with many secrets makes one call.
 
 use super::{
     Connector, Place, Timeouts,
@@ -15,24 +18,64 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 use hearth_model::{FunctionPath, function::SealedSecret};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 use zeroize::Zeroizing;
 
+/// How long a data key is remembered.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+/// Data keys remembered at once.
+const REMEMBERED_MAX: usize = 1_000;
+
+/// A data key in the clear, and as KMS has sealed it.
+#[derive(Clone)]
+struct DataKey {
+    plain: Zeroizing<Vec<u8>>,
+    sealed: Vec<u8>,
+    since: Instant,
+}
+
+/// Data keys by what they are for.
+#[derive(Default)]
+struct Remembered(Mutex<HashMap<Vec<u8>, DataKey>>);
+
+impl Remembered {
+    fn get(&self, key: &[u8]) -> Option<DataKey> {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.get(key).filter(|k| k.since.elapsed() < REMEMBERED_FOR).cloned()
+    }
+
+    fn put(&self, key: Vec<u8>, data_key: DataKey) {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.len() >= REMEMBERED_MAX {
+            keys.retain(|_, k| k.since.elapsed() < REMEMBERED_FOR);
+        }
+        if keys.len() < REMEMBERED_MAX {
+            keys.insert(key, data_key);
+        }
+    }
+}
+
 /// A master key in KMS.
-#[derive(Debug)]
 pub struct KmsKeyring {
     client: Client,
     key_id: String,
     caller: Caller,
     timeouts: Timeouts,
+    /// By function.
+    sealing: Remembered,
+    /// By function and sealed key.
+    opened: Remembered,
 }
 
-fn context(path: &FunctionPath, name: &str) -> HashMap<String, String> {
+fn context(path: &FunctionPath) -> HashMap<String, String> {
     HashMap::from([
         ("hearth:tenant".to_owned(), path.tenant.to_string()),
         ("hearth:container".to_owned(), path.container.to_string()),
         ("hearth:function".to_owned(), path.function.to_string()),
-        ("hearth:name".to_owned(), name.to_owned()),
     ])
 }
 
@@ -47,6 +90,8 @@ impl KmsKeyring {
             key_id: key_id.to_owned(),
             caller: connector.caller("kms"),
             timeouts: connector.timeouts,
+            sealing: Remembered::default(),
+            opened: Remembered::default(),
         };
         keyring.data_key(HashMap::from([("hearth:check".to_owned(), "start".to_owned())])).await?;
         Ok(keyring)
@@ -66,7 +111,7 @@ impl KmsKeyring {
     }
 
     /// A fresh data key and its sealed form.
-    async fn data_key(&self, context: HashMap<String, String>) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), KeyringError> {
+    async fn data_key(&self, context: HashMap<String, String>) -> Result<DataKey, KeyringError> {
         let request = || {
             let make = self.client.generate_data_key().key_id(&self.key_id).key_spec(DataKeySpec::Aes256);
             make.set_encryption_context(Some(context.clone())).send()
@@ -74,7 +119,9 @@ impl KmsKeyring {
         let answer = self.caller.repeat("GenerateDataKey", self.deadlines(), request).await;
         let answer = answer.map_err(|e| self.failed("GenerateDataKey", &e))?;
         match (answer.plaintext, answer.ciphertext_blob) {
-            (Some(plain), Some(sealed)) => Ok((Zeroizing::new(plain.into_inner()), sealed.into_inner())),
+            (Some(plain), Some(sealed)) => {
+                Ok(DataKey { plain: Zeroizing::new(plain.into_inner()), sealed: sealed.into_inner(), since: Instant::now() })
+            }
             _ => Err(KeyringError::Unavailable {
                 call: "GenerateDataKey",
                 resource: format!("key {}", self.key_id),
@@ -84,18 +131,50 @@ impl KmsKeyring {
     }
 }
 
+impl KmsKeyring {
+    /// None when it was sealed for another function, or altered.
+    async fn open_data_key(&self, path: &FunctionPath, sealed: Vec<u8>) -> Result<Option<Zeroizing<Vec<u8>>>, KeyringError> {
+        // The function is part of what it is remembered by: what was opened for one must not open for another.
+        let of = [path.to_string().as_bytes(), b"\0", &sealed].concat();
+        if let Some(key) = self.opened.get(&of) {
+            return Ok(Some(key.plain));
+        }
+        let request = || {
+            let decrypt = self.client.decrypt().ciphertext_blob(Blob::new(sealed.clone()));
+            decrypt.set_encryption_context(Some(context(path))).send()
+        };
+        match self.caller.repeat("Decrypt", self.deadlines(), request).await {
+            Ok(answer) => Ok(answer.plaintext.map(|plain| {
+                let plain = Zeroizing::new(plain.into_inner());
+                self.opened.put(of, DataKey { plain: plain.clone(), sealed, since: Instant::now() });
+                plain
+            })),
+            Err(error) if error.code().is_some_and(|c| c.contains("InvalidCiphertext") || c.contains("IncorrectKey")) => Ok(None),
+            Err(error) => Err(self.failed("Decrypt", &error)),
+        }
+    }
+}
+
 #[async_trait]
 impl Keyring for KmsKeyring {
     async fn seal(&self, path: &FunctionPath, name: &str, value: &str) -> Result<SealedSecret, KeyringError> {
         let refused = || KeyringError::Refused { path: path.to_string(), name: name.to_owned() };
-        let (key, sealed_key) = self.data_key(context(path, name)).await?;
-        let cipher = XChaCha20Poly1305::new_from_slice(&key).map_err(|_| refused())?;
+        let of = path.to_string().into_bytes();
+        let key = match self.sealing.get(&of) {
+            Some(key) => key,
+            None => {
+                let key = self.data_key(context(path)).await?;
+                self.sealing.put(of, key.clone());
+                key
+            }
+        };
+        let cipher = XChaCha20Poly1305::new_from_slice(&key.plain).map_err(|_| refused())?;
         let nonce: [u8; 24] = rand::random();
         let aad = associated_data(path, name);
         let payload = Payload { msg: value.as_bytes(), aad: &aad };
         let sealed = cipher.encrypt(XNonce::from_slice(&nonce), payload).map_err(|_| refused())?;
         let data = STANDARD_NO_PAD.encode([nonce.as_slice(), &sealed].concat());
-        Ok(SealedSecret(format!("kms1:{}:{data}", STANDARD_NO_PAD.encode(sealed_key))))
+        Ok(SealedSecret(format!("kms1:{}:{data}", STANDARD_NO_PAD.encode(&key.sealed))))
     }
 
     async fn open(&self, path: &FunctionPath, name: &str, sealed: &SealedSecret) -> Result<Zeroizing<String>, KeyringError> {
@@ -107,19 +186,7 @@ impl Keyring for KmsKeyring {
         let sealed_key = STANDARD_NO_PAD.decode(sealed_key).map_err(|_| refused())?;
         let data = STANDARD_NO_PAD.decode(data).map_err(|_| refused())?;
         let (nonce, ciphertext) = data.split_at_checked(24).ok_or_else(refused)?;
-        let request = || {
-            let decrypt = self.client.decrypt().ciphertext_blob(Blob::new(sealed_key.clone()));
-            decrypt.set_encryption_context(Some(context(path, name))).send()
-        };
-        let answer = match self.caller.repeat("Decrypt", self.deadlines(), request).await {
-            Ok(answer) => answer,
-            // Sealed for another place, or altered.
-            Err(error) if error.code().is_some_and(|c| c.contains("InvalidCiphertext") || c.contains("IncorrectKey")) => {
-                return Err(refused());
-            }
-            Err(error) => return Err(self.failed("Decrypt", &error)),
-        };
-        let key = Zeroizing::new(answer.plaintext.ok_or_else(refused)?.into_inner());
+        let key = self.open_data_key(path, sealed_key).await?.ok_or_else(refused)?;
         let cipher = XChaCha20Poly1305::new_from_slice(&key).map_err(|_| refused())?;
         let aad = associated_data(path, name);
         let value = cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: ciphertext, aad: &aad }).map_err(|_| refused())?;

@@ -62,9 +62,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(1),
-            attempt: Duration::from_secs(2),
-            read: Duration::from_secs(4),
-            write: Duration::from_secs(10),
+            attempt: Duration::from_secs(1),
+            read: Duration::from_millis(2_500),
+            write: Duration::from_secs(8),
             part: Duration::from_secs(60),
         }
     }

@@ -93,8 +93,15 @@ impl S3Store {
         ArtifactError::Unavailable { call, resource: self.resource(), detail: detail.to_string() }
     }
 
+    /// Objects take longer to their first byte than items do.
     fn read(&self) -> Deadlines {
-        Deadlines { total: self.timeouts.read, attempt: self.timeouts.attempt }
+        Deadlines { total: self.timeouts.read * 2, attempt: self.timeouts.attempt * 2 }
+    }
+
+    /// For a call that carries so many bytes: a second more for each MiB.
+    fn carry(&self, bytes: usize) -> Deadlines {
+        let more = Duration::from_secs((bytes / (1024 * 1024)) as u64);
+        Deadlines { total: self.timeouts.write + more, attempt: self.timeouts.write / 2 + more }
     }
 
     /// For a call that carries up to one part.
@@ -141,7 +148,11 @@ impl S3Store {
                 .body(ByteStream::from(bytes.clone()))
                 .send()
         };
-        self.caller.repeat("PutObject", self.part(), request).await.map(|_| ()).map_err(|e| self.failed("PutObject", &e))
+        self.caller
+            .repeat("PutObject", self.carry(bytes.len()), request)
+            .await
+            .map(|_| ())
+            .map_err(|e| self.failed("PutObject", &e))
     }
 
     /// A whole object; only for those that are short by construction. None when there is none.
@@ -179,7 +190,7 @@ impl S3Store {
                 .body(ByteStream::from(bytes.clone()))
                 .send()
         };
-        match self.caller.repeat("PutObject", self.part(), request).await {
+        match self.caller.repeat("PutObject", self.carry(bytes.len()), request).await {
             Ok(_) => Ok(Created::Yes),
             Err(error) if existed(&error) => Ok(Created::Existed),
             Err(error) => Err(self.failed("PutObject", &error)),

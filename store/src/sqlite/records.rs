@@ -39,7 +39,7 @@ pub(super) fn get_all<T: DeserializeOwned>(db: &Connection, noun: &str, sql: &st
 }
 
 pub(super) fn check(what: &str, precondition: Precondition, actual: Option<u64>) -> Result<(), Failure> {
-    Ok(paging::check(what, precondition, actual)?)
+    Ok(precondition.check(what, actual)?)
 }
 
 pub(super) fn not_found(what: impl Into<String>) -> Failure {

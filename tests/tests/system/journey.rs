@@ -34,6 +34,7 @@ async fn every_model_answers_cold_then_warm() {
     for (name, body, expected) in cases {
         let path = format!("acme/{name}/f");
         hearth.deploy(&path, body).await;
+        hearth.pool_is_full().await;
         for start in ["cold", "warm"] {
             let answer = hearth.get(&format!("{path}?name=x")).await;
             answer.expect(200);
@@ -59,6 +60,25 @@ async fn versions_replace_each_other_in_the_same_container() {
     assert_eq!(hearth.container("acme/main").await["slot"], slot, "one container, for life");
     Answer::of(hearth.api(Method::DELETE, &Hearth::function("acme/main/f"))).await.expect(204);
     hearth.get("acme/main/f").await.expect_problem(404, "client", "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_is_deleted_and_made_again_runs_its_new_code() {
+    let hearth = Hearth::start().await;
+    for (name, one, two) in [
+        ("js", "module.exports = cb => cb(null, 'one')", "module.exports = cb => cb(null, 'two')"),
+        ("mjs", "export default () => new Response('\"one\"')", "export default () => new Response('\"two\"')"),
+    ] {
+        let path = format!("acme/{name}/f");
+        for (code, expected) in [(one, "\"one\""), (two, "\"two\"")] {
+            let made = hearth.deploy_code(&path, code).await;
+            assert_eq!(made["live"], 1, "versions are counted from 1 again");
+            let answer = hearth.get(&path).await;
+            assert_eq!((answer.expect(200).text.as_str(), answer.header("hearth-start")), (expected, "cold"));
+            Answer::of(hearth.api(Method::DELETE, &Hearth::function(&path))).await.expect(204);
+            hearth.get(&path).await.expect_problem(404, "client", "not-found");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,7 @@ async fn while_docker_stalls_warm_requests_go_on_and_cold_ones_are_refused_quick
         .set("docker__socket", gate.path().display())
         .set("docker__call_timeout", "2s")
         .set("docker__create_timeout", "2s")
+        .set("node__handler__pool_max", 1)
         .set("node__handler__claim_timeout", "3s");
     let hearth = Hearth::with(options).await;
     hearth.deploy_code("acme/warm/f", "module.exports = cb => cb(null, { ok: 1 });").await;
@@ -127,7 +128,7 @@ async fn without_docker_the_start_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_are_on_a_listener_of_their_own() {
-    let hearth = Hearth::start().await;
+    let hearth = Hearth::with(Options::default().set("node__handler__pool_max", 2)).await;
     hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
     hearth.get("acme/main/f").await.expect(200);
     let ops = async |path: &str| {

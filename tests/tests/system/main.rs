@@ -1,6 +1,8 @@
 //! The real `hearth` on real Docker, as its users meet it.
 
 mod abuse;
+mod builds;
 mod journey;
 mod lifecycle;
+mod limits;
 mod modules;

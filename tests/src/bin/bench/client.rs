@@ -1,5 +1,6 @@
-//! The load that figures are made with: connections that each send one request after another, over TCP or a unix socket, with as little
-//! of their own as possible, since they share the machine with what they measure.
+//! The load that throughputs are made with: connections that each send one request after another, over TCP or a unix socket, with as little
+//! of their own as possible. A generator that is slower than its target would make every target look alike, and these share the
+//! machine with what they measure. Latencies are measured by the load test's open loop instead.
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -138,39 +139,6 @@ pub fn closed_loop(target: &Target, request: &[u8], connections: usize, duration
                         bail!("answered with {status}");
                     }
                     durations.push(sent.elapsed());
-                }
-                Ok(durations)
-            });
-        }
-        collect(tasks, began).await
-    })
-}
-
-/// So many requests per second, sent when they are due whatever became of those before; durations count from when they were due.
-pub fn open_loop(target: &Target, request: &[u8], per_second: u32, duration: Duration) -> Result<Figures> {
-    let (target, request) = (target.clone(), Arc::<[u8]>::from(request));
-    on_thread(async move {
-        const CONNECTIONS: u32 = 16;
-        let began = Instant::now() + Duration::from_millis(50);
-        let mut tasks = tokio::task::JoinSet::new();
-        for n in 0..CONNECTIONS {
-            let (target, request) = (target.clone(), Arc::clone(&request));
-            tasks.spawn_local(async move {
-                let mut connection = Connection::open(&target).await?;
-                let every = Duration::from_secs(1) * CONNECTIONS / per_second;
-                let mut due = began + every * n / CONNECTIONS;
-                let mut durations = Vec::new();
-                while due < began + duration {
-                    tokio::time::sleep_until(due.into()).await;
-                    // The timer's own lateness (a millisecond's grain) is the generator's: it counts from the wake-up when on time.
-                    let sent = Instant::now();
-                    let from = if sent.duration_since(due) > Duration::from_millis(3) { due } else { sent };
-                    let (status, _) = connection.exchange(&request).await?;
-                    if status != 200 {
-                        bail!("answered with {status}");
-                    }
-                    durations.push(from.elapsed());
-                    due += every;
                 }
                 Ok(durations)
             });

@@ -55,6 +55,11 @@ impl Platform {
         Ok(platform)
     }
 
+    /// The admin token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Puts one function and waits until it is ready. `path` is `tenant/container/function`.
     pub async fn deploy(&self, path: &str, body: &Value) -> Result<Value> {
         let [tenant, container, function] = path.split('/').collect::<Vec<_>>()[..] else { bail!("bad path {path}") };
@@ -109,9 +114,17 @@ impl Platform {
         }
     }
 
-    /// Ends it, its containers included.
+    /// Ends it, its containers included. What it has mounted into its own directories it leaves to its next start, of which there is none here; as long as that is
+    /// mounted the directories cannot be removed, and `du` counts modules twice.
     pub fn stop(self) {
         self.process.terminate();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points =
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(&self.data_dir));
+        // The last mounted first, since it may lie in an earlier one.
+        for point in points.collect::<Vec<_>>().into_iter().rev() {
+            let _ = Command::new("umount").args(["--lazy", point]).stderr(std::process::Stdio::null()).status();
+        }
     }
 
     /// Waits until so many containers wait in the pool.

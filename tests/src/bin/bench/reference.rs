@@ -74,6 +74,23 @@ pub fn packages(dir: &Path) -> Result<PathBuf> {
     Ok(node)
 }
 
+/// A folder with a plain `npm install` of these modules, as whoever does without the platform has it.
+pub fn install(dir: &Path, modules: &[(&str, &str)]) -> Result<PathBuf> {
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(dir.join("package.json"), r#"{"private": true}"#)?;
+    let status = Command::new("npm")
+        .args(["install", "--no-audit", "--no-fund", "--ignore-scripts"])
+        .args(modules.iter().map(|(name, version)| format!("{name}@{version}")))
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .status()
+        .context("npm")?;
+    if !status.success() {
+        bail!("npm install failed in {}", dir.display());
+    }
+    Ok(dir.to_owned())
+}
+
 fn npm_arch() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" }
 }

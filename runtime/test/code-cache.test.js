@@ -1,0 +1,85 @@
+'use strict';
+// The code cache of modules: made once, used where it fits, left alone where it does not.
+
+const assert = require('node:assert');
+const { test } = require('node:test');
+const { execFileSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const RUNTIME = path.join(__dirname, '..');
+
+// An artifact where a container would have it, with a module that depends on another; the cache is made as a build makes it.
+function artifact(t, source = "exports.helper = require('helper').name; exports.file = require('./lib/part').part;") {
+  const root = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'cache-')));
+  t.after(() => fs.rmSync(root, { recursive: true, force: true }));
+  const a = path.join(root, 'm/context/a');
+  const write = (file, text) => {
+    fs.mkdirSync(path.dirname(path.join(a, file)), { recursive: true });
+    fs.writeFileSync(path.join(a, file), text);
+  };
+  write('node_modules/x/index.js', source);
+  write('node_modules/x/lib/part.js', "#!/usr/bin/env node\nexports.part = 'part';");
+  write('node_modules/helper/index.js', "exports.name = 'helper';");
+  const log = execFileSync(process.execPath, [path.join(RUNTIME, 'code-cache.js'), a, 'x'], { encoding: 'utf8' });
+  const cache = fs.existsSync(path.join(a, '.hearth-cache')) ? path.join(a, '.hearth-cache', fs.readdirSync(path.join(a, '.hearth-cache'))[0]) : null;
+  return { root, a, log, cache };
+}
+
+// In a process of its own, as a container is.
+function load({ root, a }) {
+  const program = `
+    require(${JSON.stringify(path.join(RUNTIME, 'cache-loader.js'))}).installCacheLoader();
+    console.log(JSON.stringify(require(${JSON.stringify(path.join(a, 'node_modules/x'))})));`;
+  const env = { ...process.env, HEARTH_MODULES_DIR: path.join(root, 'm') + path.sep };
+  return JSON.parse(execFileSync(process.execPath, ['-e', program], { env, encoding: 'utf8' }));
+}
+
+const EXPECTED = { helper: 'helper', file: 'part' };
+
+test('sources and resolutions come from the cache', (t) => {
+  const made = artifact(t);
+  assert.match(made.log, /code cache: 3 files/);
+  assert.deepStrictEqual(load(made), EXPECTED);
+  // What lies on the disk is not read again.
+  fs.writeFileSync(path.join(made.a, 'node_modules/helper/index.js'), "exports.name = 'from the disk';");
+  assert.deepStrictEqual(load(made), EXPECTED);
+  // Without the cache it is.
+  fs.rmSync(made.cache);
+  assert.deepStrictEqual(load(made), { ...EXPECTED, helper: 'from the disk' });
+});
+
+test('a cache that does not fit is left alone', (t) => {
+  const made = artifact(t);
+  const good = fs.readFileSync(made.cache);
+  const index = good.toString('utf8', 4, 4 + good.readUInt32LE(0));
+  // As another version of V8 would have made it: its first bytes are a check of version and flags.
+  const files = JSON.parse(index).files;
+  const otherVersion = Buffer.from(good);
+  const blobs = 4 + good.readUInt32LE(0);
+  for (const [, , codeAt] of Object.values(files)) otherVersion.fill(0xff, blobs + codeAt, blobs + codeAt + 16);
+  const bad = {
+    empty: Buffer.alloc(0),
+    'cut in the index': good.subarray(0, 40),
+    'cut in the sources': good.subarray(0, good.length - 10),
+    'no index': Buffer.concat([Buffer.from([255, 255, 255, 127]), good.subarray(4)]),
+    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-1', 'hearth-code-cache-9'), 'latin1'),
+    'another version of V8': otherVersion,
+  };
+  for (const [what, bytes] of Object.entries(bad)) {
+    fs.writeFileSync(made.cache, bytes);
+    assert.deepStrictEqual(load(made), EXPECTED, what);
+  }
+  // Made for another Node.js: it has another name and is not looked at.
+  fs.writeFileSync(made.cache, good);
+  fs.renameSync(made.cache, path.join(path.dirname(made.cache), 'v0.0.0-x64-1.bin'));
+  assert.deepStrictEqual(load(made), EXPECTED);
+});
+
+test('a module that throws or exits while it loads still builds', (t) => {
+  for (const source of ["throw new Error('not here');", 'process.exit(3);', "import('node:fs'); export const x = 1;"]) {
+    const made = artifact(t, source);
+    assert.match(made.log, /code cache: \d+ files/, source);
+  }
+});

@@ -1,0 +1,126 @@
+//! Cold starts of functions with npm modules: plain, popular, and against the size of their node_modules; what creating them costs.
+
+use crate::{
+    Bench, HELLO,
+    client::Figures,
+    cold::first_requests,
+    median,
+    platform::Platform,
+    report::{Bound, Report},
+};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+const CODE: &str = "const e = require('express'), _ = require('lodash'); const app = e(); app.use((req, res) => res.json({ v: _.VERSION })); module.exports = app;";
+/// The fraction of a size's functions that only warm up the machine's caches.
+const FIRST: usize = 1;
+
+/// Measures all of it.
+pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
+    let platform = bench.platform("modules", 8).await?;
+    let result = async {
+        express_and_lodash(bench, report, &platform).await?;
+        sizes(bench, report, &platform).await
+    }
+    .await;
+    platform.stop();
+    result
+}
+
+/// Milliseconds of a phase in the head of an answer.
+fn phase(head: &str, name: &str) -> f64 {
+    let timing = head.lines().find(|l| l.starts_with("server-timing:")).unwrap_or_default();
+    timing.split(&format!("{name};dur=")).nth(1).and_then(|t| t.split([',', ' ']).next()?.trim().parse().ok()).unwrap_or(f64::NAN)
+}
+
+fn function(code: &str, dependencies: Value) -> Value {
+    json!({ "code": code, "dependencies": dependencies })
+}
+
+async fn express_and_lodash(bench: &Bench, report: &mut Report, platform: &Platform) -> Result<()> {
+    let function = function(CODE, json!({ "express": "4.21.2", "lodash": "4.17.21" }));
+    let began = Instant::now();
+    platform.deploy("mod0/main/f", &function).await?;
+    report.add("first create with express and lodash, their builds included", began.elapsed().as_secs_f64(), "s", Bound::Open, "");
+    let (plain, popular) = (3, bench.many(20));
+    let paths: Vec<String> = (1..=plain + popular).map(|n| format!("mod{n}/main/f")).collect();
+    let mut creates = vec![];
+    for path in &paths {
+        let began = Instant::now();
+        platform.deploy(path, &function).await?;
+        creates.push(began.elapsed());
+    }
+    creates.sort_unstable();
+    let creates = Figures { sorted: creates, per_second: f64::NAN };
+    let of = format!("of {}", paths.len());
+    report.add("another tenant's create with known modules, p99", creates.ms(0.99), "ms", Bound::AtMost(500.0), of);
+
+    let (first, heads) = first_requests(platform, &["mod0/main/f".into()], true).await?;
+    let note = format!("{:.0} ms of it fetching, unpacking and mounting", phase(&heads[0], "modules"));
+    report.add("first start on a node that has not express and lodash yet", first.ms(0.5), "ms", Bound::Open, note);
+    let (figures, heads) = first_requests(platform, &paths[..plain], true).await?;
+    report.add("cold start with express and lodash, p50", figures.ms(0.5), "ms", Bound::AtMost(30.0), "of the first 3");
+    let attach = median(heads.iter().map(|h| phase(h, "modules")).collect()) / 2.0;
+    report.add("attaching one module to a running container", attach, "ms", Bound::Open, "files of the function included");
+    // By now the node knows that they are popular, and has them loaded in waiting containers.
+    let mut times = vec![];
+    for path in &paths[plain..] {
+        platform.wait_for_preloaded().await?;
+        times.extend(first_requests(platform, std::slice::from_ref(path), true).await?.0.sorted);
+    }
+    times.sort_unstable();
+    let figures = Figures { sorted: times, per_second: f64::NAN };
+    report.add("the same once popular, p50", figures.ms(0.5), "ms", Bound::AtMost(10.0), format!("of {popular}"));
+    Ok(())
+}
+
+/// Functions that have modules but do not load them: what remains is what their size costs. What loading costs stands beside it.
+async fn sizes(bench: &Bench, report: &mut Report, platform: &Platform) -> Result<()> {
+    let sets = [
+        ("0 MB", "", json!({})),
+        ("5 MB", "stripe", json!({ "stripe": "17.5.0" })),
+        ("25 MB", "@aws-sdk/client-s3", json!({ "@aws-sdk/client-s3": "3.726.1" })),
+        ("120 MB", "googleapis", json!({ "googleapis": "144.0.0" })),
+    ];
+    let each = bench.many(20);
+    // All are there and fetched before the first is measured, and sizes take turns.
+    let mut paths = vec![];
+    for (n, (_, _, dependencies)) in sets.iter().enumerate() {
+        let of_size: Vec<String> = (0..each + FIRST).map(|i| format!("size{n}x{i}/main/f")).collect();
+        for path in &of_size {
+            platform.deploy(path, &function(HELLO, dependencies.clone())).await?;
+        }
+        first_requests(platform, &of_size[..FIRST], true).await?;
+        paths.push(of_size);
+    }
+    let mut times = vec![vec![]; sets.len()];
+    for i in FIRST..each + FIRST {
+        for (of_size, times) in paths.iter().zip(&mut times) {
+            times.push(first_requests(platform, &of_size[i..=i], true).await?.0.ms(0.5));
+        }
+    }
+    let medians: Vec<f64> = times.into_iter().map(median).collect();
+    for ((size, name, dependencies), ms) in sets.iter().zip(&medians) {
+        let note = if name.is_empty() { String::new() } else { loading(platform, name, dependencies).await? };
+        report.add(&format!("cold start with {size} of node_modules on the node, p50"), *ms, "ms", Bound::Open, note);
+    }
+    let slope = medians[sets.len() - 1] - medians[0];
+    report.add(
+        "slope of the cold start from 0 to 120 MB of node_modules",
+        slope,
+        "ms",
+        Bound::AtMost(10.0),
+        "without loading them",
+    );
+    Ok(())
+}
+
+/// What it takes to load the module, for the note: that time is the module's own.
+async fn loading(platform: &Platform, name: &str, dependencies: &Value) -> Result<String> {
+    let code = format!("const m = require('{name}'); module.exports = cb => cb(null, typeof m);");
+    let path = format!("loads{}/main/f", name.len());
+    platform.deploy(&path, &function(&code, dependencies.clone())).await?;
+    let (_, heads) = first_requests(platform, &[path], true).await?;
+    Ok(format!("loading {name} takes {:.0} ms more", phase(&heads[0], "load")))
+}
