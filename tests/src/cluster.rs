@@ -10,7 +10,6 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{
-    fmt::Write,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -209,32 +208,40 @@ impl Cluster {
     }
 
     fn configure(&self) {
-        let endpoints = serde_json::to_string(&self.etcd.endpoints()).expect("JSON");
-        let placement = format!("[placement]\nbackend = \"etcd\"\nendpoints = {endpoints}\n");
         for (n, node) in self.nodes.iter().enumerate() {
-            let mut text = String::new();
-            let _ = write!(
-                text,
-                "data_dir = \"data\"\ngrace = \"10s\"\n\
-                 [docker]\ninstance = \"{}\"\n\
-                 [registry]\nurl = \"http://127.0.0.1:9/\"\n\
-                 [node]\nlisten = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n\
-                 [node.proxy]\ntrust_router = true\n\
-                 [node.handler]\npool_size = 2\npool_max = 4\n\
-                 [cluster]\nnode_name = \"{}\"\nzone = \"z{n}\"\n{placement}{}",
-                self.instance(n),
-                node.name,
-                self.stores
-            );
-            fs::write(node.config_file(), text).expect("a file");
+            fs::write(node.config_file(), self.node_config(n, &node.name)).expect("a file");
         }
         for router in &self.routers {
             let text = format!(
-                "data_dir = \"data\"\ngrace = \"10s\"\n[router]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:0\"\ndrain_lead = \"1s\"\n{placement}",
-                free_port()
+                "data_dir = \"data\"\ngrace = \"10s\"\n\
+                 [router]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:0\"\ndrain_lead = \"1s\"\n{}",
+                free_port(),
+                self.placement()
             );
             fs::write(router.config_file(), text).expect("a file");
         }
+    }
+
+    fn placement(&self) -> String {
+        let endpoints = serde_json::to_string(&self.etcd.endpoints()).expect("JSON");
+        format!("[placement]\nbackend = \"etcd\"\nendpoints = {endpoints}\n")
+    }
+
+    /// The configuration of the node with this number and name.
+    #[must_use]
+    pub fn node_config(&self, n: usize, name: &str) -> String {
+        format!(
+            "data_dir = \"data\"\ngrace = \"10s\"\n\
+             [docker]\ninstance = \"{}\"\n\
+             [registry]\nurl = \"http://127.0.0.1:9/\"\n\
+             [node]\nlisten = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n\
+             [node.proxy]\ntrust_router = true\n\
+             [node.handler]\npool_size = 2\npool_max = 4\n\
+             [cluster]\nnode_name = \"{name}\"\nzone = \"z{n}\"\n{}{}",
+            self.instance(n),
+            self.placement(),
+            self.stores
+        )
     }
 
     /// One more process of a role, configured but not started.

@@ -3,6 +3,7 @@
 //! promised, since the machine may be busy with other tests.
 
 mod bad_input;
+mod certificates;
 mod changes;
 mod etcd;
 mod nodes;
