@@ -3,7 +3,7 @@
 
 use crate::{Builder, container::Outcome, settle::now};
 use hearth_model::{BuildState, ModuleRecord};
-use hearth_store::{BuildJob, Delivery, QueueError};
+use hearth_store::{Delivery, QueueError};
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -4,8 +4,8 @@
 use async_trait::async_trait;
 use hearth_builder::{Builder, Config, Deps};
 use hearth_model::{
-    BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Tenant, TenantLimits, Timestamp,
-    VersionNumber, VersionStatus, function::NodeVersion,
+    BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Tenant, Timestamp, VersionNumber,
+    VersionStatus, function::NodeVersion,
 };
 use hearth_registry::Registry;
 use hearth_sandbox::{Description, Exit, Limits, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage};
@@ -61,6 +61,12 @@ fn install(out: &Path, who: &str) {
 
 #[async_trait]
 impl Sandbox for Scripted {
+    async fn restrict(&self, _: &SandboxId, _: &hearth_model::Egress) -> Result<(), SandboxError> {
+        unreachable!("a build is no tenant's")
+    }
+    async fn traffic(&self) -> Result<std::collections::HashMap<u32, hearth_sandbox::net::Traffic>, SandboxError> {
+        Ok(Default::default())
+    }
     async fn describe(&self) -> Result<Description, SandboxError> {
         Err(SandboxError::Failed { call: "describe", detail: "not asked for".into() })
     }
@@ -146,7 +152,7 @@ impl Bench {
         let stores = hearth_store::open(&hearth_store::Config::embedded(dir.path())).await.unwrap();
         let path: FunctionPath = "acme/main/f".parse().unwrap();
         let functions = &stores.functions;
-        let tenant = Tenant { name: path.tenant.clone(), limits: TenantLimits::default(), generation: 0, created_at: Timestamp(0) };
+        let tenant = Tenant::new(path.tenant.clone());
         functions.put_tenant(tenant, Precondition::None).await.unwrap();
         functions.put_container(Container::with_defaults(&path.container_path(), Timestamp(0)), Precondition::None).await.unwrap();
         let (key, spec) = (BuildKey(KEY.into()), "x@1.0.0".parse().unwrap());

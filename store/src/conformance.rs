@@ -6,8 +6,8 @@ use crate::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::{
-    ArtifactRef, BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Scope, Tenant, TenantLimits,
-    Timestamp, Token, TokenHash, VersionNumber, VersionStatus, function::NodeVersion, limits,
+    ArtifactRef, BuildKey, BuildState, CodeRef, Container, FunctionPath, ModuleRecord, ResolvedModule, Scope, Tenant, Timestamp,
+    Token, TokenHash, VersionNumber, VersionStatus, function::NodeVersion, limits,
 };
 use sha2::{Digest, Sha256};
 use std::{

@@ -1,7 +1,7 @@
 //! What was acknowledged survives the sudden end of the process: a child writes and says so, is killed at a random moment, and
 //! everything that it had said must be there.
 
-use hearth_model::{Container, FunctionPath, Tenant, TenantLimits, Timestamp, VersionNumber, VersionStatus};
+use hearth_model::{Container, FunctionPath, Tenant, Timestamp, VersionNumber, VersionStatus};
 use hearth_store::{FunctionStore, NewVersion, Precondition, sqlite::SqliteStore};
 use std::{
     collections::BTreeMap,

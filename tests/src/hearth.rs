@@ -285,6 +285,12 @@ impl Hearth {
         self.http.request(method, format!("{}{path}", self.url))
     }
 
+    /// A request to the ops listener.
+    #[must_use]
+    pub fn ops(&self, path: &str) -> RequestBuilder {
+        self.http.get(format!("{}{path}", self.ops_url))
+    }
+
     /// A function's place in the management API.
     ///
     /// # Panics

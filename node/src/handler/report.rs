@@ -32,7 +32,7 @@ impl Handler {
                 id: c.id(),
                 served: c.served(),
                 in_flight: c.in_flight(),
-                memory_mb: c.memory_mb,
+                memory_mb: c.settings.memory_mb,
             })
             .collect()
     }

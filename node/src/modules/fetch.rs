@@ -146,7 +146,7 @@ impl ModuleCache {
     }
 
     /// Removes all that nobody uses; returns how many that were.
-    fn evict_unused(&self) -> usize {
+    pub(super) fn evict_unused(&self) -> usize {
         let mut removed = 0;
         loop {
             let Some(victim) = self.take_unused(&mut self.present.lock()) else { return removed };

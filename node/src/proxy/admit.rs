@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn a_node_admits_its_share_of_what_is_spread() {
-        let gate = Arc::new(Gate::new(&limits(3, 1_000_000, 1_000_000)));
+        let gate = Arc::new(Gate::new(&limits(3, 1_000_000, 1_000_000), Arc::default()));
         let _permits = (gate.admit(2).unwrap(), gate.admit(2).unwrap());
         assert_eq!(gate.admit(2).unwrap_err(), Refused::Concurrency { limit: 2 });
-        let gate = Arc::new(Gate::new(&limits(1_000, 1, 1)));
+        let gate = Arc::new(Gate::new(&limits(1_000, 1, 1), Arc::default()));
         assert!(gate.admit_at(0, 8).is_ok(), "a limit of one is not divided into none");
         assert!(gate.admit_at(0, 8).is_err());
     }

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod builds;
+mod hostile;
 mod journey;
 mod lifecycle;
 mod limits;

@@ -1,0 +1,156 @@
+//! One tenant attacks the machine, another goes on working: bombs of every kind against the neighbour's answers, and what the
+//! attacker's account says afterwards. Counts and outcomes are asserted; how much slower the neighbour gets is the bench's business.
+
+use hearth_tests::{Answer, Hearth, until};
+use reqwest::Method;
+use serde_json::json;
+use std::{fs, time::Duration};
+
+const OK: &str = "module.exports = cb => cb(null, { ok: 1 });";
+
+/// Free bytes and inodes of the file system that data directories are on.
+fn free() -> (u64, u64) {
+    let stat = rustix::fs::statvfs(std::env::temp_dir()).expect("statvfs");
+    (stat.f_bavail * stat.f_frsize, stat.f_favail)
+}
+
+/// Calls the neighbour until `attack` has ended, at least ten times; every call must be answered, and warm.
+async fn beside<T>(hearth: &Hearth, attack: impl Future<Output = T>) -> T {
+    let calls = async {
+        for _ in 0.. {
+            let answer = hearth.get("good/main/f").await;
+            assert_eq!((answer.status, answer.header("hearth-start")), (200, "warm"), "the neighbour: {}", answer.text);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        value = attack => value,
+        () = calls => unreachable!("the calls end with the attack"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_harm_their_own_container_only() {
+    let hearth = Hearth::start().await;
+    hearth.deploy_code("good/main/f", OK).await;
+    hearth.get("good/main/f").await.expect(200);
+    let (bytes_before, inodes_before) = free();
+    // Each answers with how far it got, so that a bomb that was none fails the test.
+    let bombs = [
+        (
+            "processes",
+            "const { spawn } = require('child_process'); module.exports = cb => { let made = 0, refused = 0; const all = []; for (let i = 0; i < 400; i++) { try { const c = spawn(process.execPath, ['-e', 'setTimeout(() => {}, 60000)'], { stdio: 'ignore' }); c.on('error', () => {}); if (c.pid) made++; else refused++; all.push(c); } catch { refused++; } } for (const c of all) c.kill('SIGKILL'); cb(null, { made, refused }); };",
+        ),
+        (
+            "descriptors",
+            "const fs = require('fs'); module.exports = cb => { let made = 0, refused = 0; const all = []; try { for (; made < 100000; made++) all.push(fs.openSync('/dev/null')); } catch { refused = 1; } for (const f of all) fs.closeSync(f); cb(null, { made, refused }); };",
+        ),
+        (
+            "disk",
+            "const fs = require('fs'); module.exports = cb => { let made = 0, refused = 0; const mb = Buffer.alloc(1e6, 1); try { for (; made < 2000; made++) fs.appendFileSync('/tmp/full', mb); } catch { refused = 1; } fs.rmSync('/tmp/full', { force: true }); cb(null, { made, refused }); };",
+        ),
+        (
+            "inodes",
+            "const fs = require('fs'); module.exports = cb => { let made = 0, refused = 0; try { fs.mkdirSync('/tmp/n'); for (; made < 400000; made++) fs.writeFileSync('/tmp/n/' + made, ''); } catch { refused = 1; } cb(null, { made, refused }); };",
+        ),
+    ];
+    for (name, code) in bombs {
+        hearth.deploy(&format!("bad/{name}/f"), json!({ "code": code, "timeout_ms": 60_000 })).await;
+        let answer = beside(&hearth, hearth.get(&format!("bad/{name}/f"))).await;
+        // Memory may end it first, since files in /tmp count as memory: that is an answer of the platform's, too.
+        if answer.status == 200 {
+            assert!(answer.json()["refused"].as_u64().unwrap() >= 1, "{name} met no limit: {}", answer.text);
+        } else {
+            assert_eq!((answer.status, &answer.json()["fault"]), (502, &json!("tenant")), "{name}: {}", answer.text);
+        }
+        until("the attacker to be served again", async || (hearth.get(&format!("bad/{name}/f")).await.status < 503).then_some(()))
+            .await;
+    }
+    let (bytes, inodes) = free();
+    // Other tests write beside this one; a bomb that got out would be gigabytes and hundreds of thousands.
+    assert!(bytes_before.saturating_sub(bytes) < 1_000_000_000, "the disk lost {} bytes", bytes_before.saturating_sub(bytes));
+    assert!(inodes_before.saturating_sub(inodes) < 100_000, "the disk lost {} inodes", inodes_before.saturating_sub(inodes));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_requests_is_the_floods_problem() {
+    let hearth = Hearth::start().await;
+    Answer::of(
+        hearth.api(Method::PUT, "/tenants/bad").json(&json!({ "limits": { "rate_per_s": 20, "burst": 20, "concurrency": 10 } })),
+    )
+    .await
+    .expect(201);
+    for tenant in ["good", "bad"] {
+        hearth.deploy_code(&format!("{tenant}/main/f"), OK).await;
+        hearth.get(&format!("{tenant}/main/f")).await.expect(200);
+    }
+    let flood = async {
+        let mut refused = 0;
+        for _ in 0..40 {
+            let answers = futures_util::future::join_all((0..25).map(|_| hearth.get("bad/main/f"))).await;
+            for answer in answers {
+                match answer.status {
+                    200 => {}
+                    429 => {
+                        assert!(!answer.header("retry-after").is_empty());
+                        refused += 1;
+                    }
+                    status => panic!("{status}: {}", answer.text),
+                }
+            }
+        }
+        refused
+    };
+    let refused = beside(&hearth, flood).await;
+    assert!(refused > 500, "{refused} of 1000 were refused");
+    let usage = async |tenant: &str| {
+        Answer::of(hearth.api(Method::GET, &format!("/tenants/{tenant}/usage"))).await.expect(200).json()
+    };
+    let (bad, good) = (usage("bad").await, usage("good").await);
+    assert!(bad["refused"].as_u64().unwrap() >= refused, "{bad}");
+    assert_eq!((&good["refused"], &good["faults_platform"]), (&json!(0), &json!(0)), "{good}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_have_users_of_their_own_and_their_use_is_counted() {
+    let hearth = Hearth::start().await;
+    let code = "module.exports = cb => { const until = Date.now() + 300; while (Date.now() < until); console.log('x'.repeat(1000)); cb(null, { uid: process.getuid() }); };";
+    let mut uids = Vec::new();
+    for tenant in ["a", "b"] {
+        hearth.deploy_code(&format!("{tenant}/main/f"), code).await;
+        uids.push(hearth.get(&format!("{tenant}/main/f")).await.expect(200).json()["uid"].clone());
+    }
+    assert_ne!(uids[0], uids[1], "two tenants share a user id");
+    until("the use to be counted", async || {
+        let usage = Answer::of(hearth.api(Method::GET, "/tenants/a/usage")).await.expect(200).json();
+        (usage["requests"] == 1 && usage["cpu_ms"].as_u64()? >= 250 && usage["log_bytes"].as_u64()? >= 1_000).then_some(())
+    })
+    .await;
+}
+
+/// Nothing that is written anywhere holds a secret: not the store's file, not logs, not metrics, not the audit, not the engine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_is_nowhere_but_in_memory() {
+    let hearth = Hearth::start().await;
+    let canary = format!("canary-{:032x}", u128::from(std::process::id()) << 64 | 0x5eed);
+    let code = "module.exports = cb => cb(null, { has: process.env.KEY.length });";
+    hearth.deploy("acme/main/f", json!({ "code": code, "secrets": { "KEY": canary } })).await;
+    assert_eq!(hearth.get("acme/main/f").await.expect(200).json()["has"], canary.len());
+    hearth.deploy_code("acme/main/broken", "module.exports = cb => { throw new Error('boom') };").await;
+    hearth.get("acme/main/broken").await;
+    let metrics = Answer::of(hearth.ops("/metrics")).await.text;
+    assert!(!metrics.contains(&canary) && !hearth.log().contains(&canary) && !hearth.status().await.to_string().contains(&canary));
+    let mut looked_at = 0;
+    let mut stack = vec![hearth.data_dir()];
+    while let Some(path) = stack.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            stack.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
+        } else if metadata.is_file() {
+            let bytes = fs::read(&path).unwrap_or_default();
+            looked_at += 1;
+            assert!(!bytes.windows(canary.len()).any(|w| w == canary.as_bytes()), "{} holds a secret", path.display());
+        }
+    }
+    assert!(looked_at > 3, "only {looked_at} files were looked at");
+}
