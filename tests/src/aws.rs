@@ -203,7 +203,7 @@ impl AwsWorld {
 }
 
 /// A process leaves the mounts of its data directory to the next one on it; here there is none.
-fn unmount_below(dir: &Path) {
+pub(crate) fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
     // The innermost were mounted last.

@@ -373,6 +373,7 @@ impl Drop for Cluster {
         for n in 0..self.nodes.len() {
             Docker::of(&self.instance(n)).remove_all();
         }
+        crate::aws::unmount_below(self.dir.path());
         self.stand_in.kill();
         if std::thread::panicking() {
             let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
