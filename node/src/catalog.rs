@@ -416,11 +416,12 @@ mod tests {
             let store = hearth_store::open(&hearth_store::Config::embedded(dir.path())).await.unwrap().functions;
             let path: FunctionPath = "acme/main/hello".parse().unwrap();
             let (name, limits) = (path.tenant.clone(), TenantLimits::default());
-            let tenant = Tenant { name, limits, generation: 0, created_at: Timestamp(0) };
+            let tenant = Tenant { limits, ..Tenant::new(name) };
             store.put_tenant(tenant, Precondition::None).await.unwrap();
             let container = Container::with_defaults(&path.container_path(), Timestamp(0));
             store.put_container(container, Precondition::None).await.unwrap();
-            let two = Self { _dir: dir, catalog: Catalog::new(Arc::clone(&store), config), store, path };
+            let two =
+                Self { _dir: dir, catalog: Catalog::new(Arc::clone(&store), config, Arc::default(), Arc::default()), store, path };
             two.changed_elsewhere().await;
             two
         }

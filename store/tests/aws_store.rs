@@ -3,9 +3,7 @@
 
 use aws_sdk_dynamodb::{config::Credentials, types::AttributeValue};
 use futures_util::StreamExt;
-use hearth_model::{
-    CodeRef, Container, FunctionPath, Tenant, Timestamp, Token, TokenHash, VersionNumber, VersionStatus, limits,
-};
+use hearth_model::{CodeRef, Container, FunctionPath, Tenant, Timestamp, Token, TokenHash, VersionNumber, VersionStatus, limits};
 use hearth_store::{
     ArtifactError, ArtifactStore, FunctionStore, Keyring, KeyringError, NewVersion, Precondition, Put, QueueError, StoreError,
     aws::{

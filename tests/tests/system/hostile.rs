@@ -103,9 +103,8 @@ async fn a_flood_of_requests_is_the_floods_problem() {
     };
     let refused = beside(&hearth, flood).await;
     assert!(refused > 500, "{refused} of 1000 were refused");
-    let usage = async |tenant: &str| {
-        Answer::of(hearth.api(Method::GET, &format!("/tenants/{tenant}/usage"))).await.expect(200).json()
-    };
+    let usage =
+        async |tenant: &str| Answer::of(hearth.api(Method::GET, &format!("/tenants/{tenant}/usage"))).await.expect(200).json();
     let (bad, good) = (usage("bad").await, usage("good").await);
     assert!(bad["refused"].as_u64().unwrap() >= refused, "{bad}");
     assert_eq!((&good["refused"], &good["faults_platform"]), (&json!(0), &json!(0)), "{good}");
