@@ -48,7 +48,7 @@ oracles() {
 # The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
 infrastructure_tests() {
   scripts/setup.sh terraform
-  HEARTH_BINARY="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+  BINARY_UNDER_TEST="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
 }
 
 step 'what is needed' scripts/setup.sh test

@@ -356,8 +356,11 @@ fn explain(log: &str, code: Option<i64>, config: &Config) -> String {
 /// npm does not know why it does not see a version; this does.
 fn explain_age(log: &str, usage: &Usage) -> String {
     let young = usage.young.lock();
-    let missed: Vec<&str> = young.iter().map(String::as_str).filter(|name| log.contains(&format!("for {name}@"))).collect();
-    if !log.contains("ETARGET") || missed.is_empty() {
+    // ETARGET where no version fits the range, ENOVERSIONS where none is left at all.
+    let names =
+        |name: &str| log.contains(&format!("for {name}@")) || log.lines().any(|l| l.trim_end().ends_with(&format!(" for {name}")));
+    let missed: Vec<&str> = young.iter().map(String::as_str).filter(|name| names(name)).collect();
+    if !(log.contains("ETARGET") || log.contains("ENOVERSIONS")) || missed.is_empty() {
         return String::new();
     }
     format!("; versions of {} that are younger than the minimum release age are not used", missed.join(", "))

@@ -144,6 +144,12 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
         if let Err(error) = docker.close().await {
             tracing::warn!(%error, "the packet filter could not be removed");
         }
+        // Nothing that a next process would adopt depends on them then.
+        for part in ["slots", "modules-ro", "builds"].iter().filter(|_| config.destroy_containers) {
+            if let Err(error) = hearth_sandbox::docker::unmount_below(&data_dir.join(part)) {
+                tracing::warn!(%error, part, "mounts below the data directory stay");
+            }
+        }
     };
     tokio::select! {
         () = leave => Ok(()),

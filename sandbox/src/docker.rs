@@ -15,7 +15,7 @@ mod slot_dir;
 pub use config::{Config, INSTANCE_BYTES_MAX, UID_BASE_MIN};
 pub(crate) use engine::{connect, within};
 pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SLOT};
-pub use slot_dir::share_mounts;
+pub use slot_dir::{share_mounts, unmount_below};
 
 use crate::{
     Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup, image,

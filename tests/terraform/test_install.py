@@ -11,7 +11,7 @@ import unittest
 
 import support
 
-HEARTH = os.environ.get("HEARTH_BINARY", str(support.ROOT / "target/debug/hearth"))
+HEARTH = os.environ.get("BINARY_UNDER_TEST", str(support.ROOT / "target/debug/hearth"))
 BASE = support.TOOLS / "machine.tar"
 ENV = "HEARTH_CLUSTER_NAME=trial\nHEARTH_AWS_REGION=eu-central-1\nHEARTH_ETCD_ENDPOINTS=http://127.0.0.1:2379,http://127.0.0.2:2379\n"
 

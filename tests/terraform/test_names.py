@@ -10,7 +10,7 @@ import unittest
 import support
 from support import ROOT, unquoted
 
-HEARTH = os.environ.get("HEARTH_BINARY", str(ROOT / "target/debug/hearth"))
+HEARTH = os.environ.get("BINARY_UNDER_TEST", str(ROOT / "target/debug/hearth"))
 STORE = ROOT / "store/src/aws"
 # Calls of development and of tests, which no role makes.
 NOT_IN_A_ROLE = {"init.rs", "tests.rs", "faulty.rs"}

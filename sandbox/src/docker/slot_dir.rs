@@ -48,6 +48,32 @@ pub fn share_mounts(dir: &Path) -> Result<(), SandboxError> {
     mount_change(&dir, flags).map_err(|e| failed(&dir, "share mounts of", &e.into()))
 }
 
+/// Takes away every mount below `dir` (and on it), for a node that leaves nothing behind. The deepest first, since one may lie on another.
+///
+/// # Errors
+/// The system's words about the first mount that stays; the others are tried all the same.
+pub fn unmount_below(dir: &Path) -> io::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?.replace("\\040", " "))))
+        .filter(|point| point.starts_with(dir))
+        .collect();
+    points.reverse();
+    let mut failed = None;
+    for point in points {
+        if let Err(error) = unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            && error != Errno::INVAL
+        {
+            failed.get_or_insert(io::Error::from(error));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
 /// Whether the mount that `dir` lies on is shared, by the lines of `mountinfo`: later mounts cover earlier ones.
 fn is_shared(mountinfo: &str, dir: &Path) -> bool {
     let mut found: Option<(usize, bool)> = None;
