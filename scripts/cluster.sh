@@ -49,7 +49,7 @@ start() {
   local command=()
   mapfile -t command <"$dir/$name/command"
   # What the stand-in knew is gone with it, so that no container is worth being kept for a next start.
-  CLUSTER_MEMBER=$dir/$name HEARTH_DESTROY_CONTAINERS=true AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION=us-east-1 \
+  CLUSTER_MEMBER=$dir/$name HEARTH_DESTROY_CONTAINERS=true HEARTH_DOCKER__ACCEPT_UNSAFE=true AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION=us-east-1 \
     setsid "${command[@]}" >>"$dir/$name/log" 2>&1 </dev/null &
   echo $! >"$dir/$name/pid"
 }

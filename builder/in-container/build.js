@@ -28,15 +28,20 @@ server.listen(0, '127.0.0.1', () => {
   if (scripts === 'true') manifest.allowScripts = { [name]: true };
   fs.writeFileSync(path.join(ROOT, 'package.json'), JSON.stringify(manifest));
   const { port } = server.address();
-  const args = [
-    NPM, 'install', `--registry=http://127.0.0.1:${port}/`, '--replace-registry-host=never', '--no-audit', '--no-fund', '--no-update-notifier',
+  const options = [
+    `--registry=http://127.0.0.1:${port}/`, '--replace-registry-host=never', '--no-audit', '--no-fund', '--no-update-notifier',
     '--omit=dev', '--install-strategy=hoisted', '--loglevel=http', '--fetch-retries=1', '--fetch-retry-mintimeout=1000', '--fetch-timeout=60000',
     '--allow-git=none', '--allow-file=none', '--allow-directory=none', '--allow-remote=none',
-    scripts === 'true' ? '--foreground-scripts' : '--ignore-scripts',
   ];
   const env = { PATH: process.env.PATH, HOME: '/build/home', TMPDIR: '/build/tmp', LANG: 'C.UTF-8', npm_config_cache: '/build/cache', npm_config_nodedir: process.env.npm_config_nodedir, npm_config_jobs: '2' };
   fs.mkdirSync('/build/home', { recursive: true });
   fs.mkdirSync('/build/tmp', { recursive: true });
-  const npm = spawn(process.execPath, args, { cwd: ROOT, env, stdio: ['ignore', 'inherit', 'inherit'] });
-  npm.on('exit', (code, signal) => process.exit(signal ? 128 : code));
+  const npm = (args, then) => {
+    const child = spawn(process.execPath, [NPM, ...args, ...options], { cwd: ROOT, env, stdio: ['ignore', 'inherit', 'inherit'] });
+    child.on('exit', (code, signal) => (signal || code !== 0 ? process.exit(signal ? 128 : code) : then()));
+  };
+  const done = () => process.exit(0);
+  // Nobody's scripts run while packages are put in place. Afterwards those of the one module that is on the list run, and of no
+  // package that it brings along.
+  npm(['install', '--ignore-scripts'], scripts === 'true' ? () => npm(['rebuild', name, '--foreground-scripts'], done) : done);
 });

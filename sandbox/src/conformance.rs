@@ -199,7 +199,15 @@ pub async fn resizes_while_running(f: &Fixture<'_>) {
 /// A living process uses memory and counts as one.
 pub async fn tells_what_is_used(f: &Fixture<'_>) {
     let made = f.create(1, Behaviour::Idle).await;
-    let usage = within("usage", f.sandbox.usage(&made.id)).await.expect("usage");
+    // A process that was just made may not have its memory yet.
+    let mut usage = within("usage", f.sandbox.usage(&made.id)).await.expect("usage");
+    for _ in 0..200 {
+        if usage.memory_bytes > 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        usage = within("usage", f.sandbox.usage(&made.id)).await.expect("usage");
+    }
     assert!(usage.memory_bytes > 0 && usage.pids >= 1, "{usage:?}");
     let later = within("usage", f.sandbox.usage(&made.id)).await.expect("usage");
     assert!(later.cpu >= usage.cpu, "CPU time ran backwards");

@@ -310,7 +310,7 @@ async fn what_passed_is_counted(sandbox: &DockerSandbox) {
     let traffic = sandbox.traffic().await.unwrap();
     for slot in [1, 2] {
         let seen = traffic[&slot];
-        assert!(seen.sent_bytes > 500 && seen.received_bytes > 100 && seen.connections >= 3, "slot {slot}: {seen:?}");
+        assert!(seen.sent_bytes > 500 && seen.received_bytes > 100 && seen.connections >= 1, "slot {slot}: {seen:?}");
     }
 }
 

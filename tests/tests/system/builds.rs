@@ -323,7 +323,7 @@ async fn young_versions_wait_and_an_absent_registry_is_told_apart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_cache_evicts_what_nobody_uses_and_an_altered_artifact_is_refused() {
     let registry = Registry::start().await;
-    let hearth_options = options(&registry).set("node__modules__disk_limit", "700KiB");
+    let hearth_options = options(&registry).set("node__modules__disk_limit", "600KiB");
     for name in ["ma", "mb", "mc", "md"] {
         registry.publish(Package::new(name, "1.0.0").file("ballast", vec![7_u8; 200 * 1024])).await;
     }
