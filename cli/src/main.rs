@@ -1,6 +1,8 @@
 //! `hearth`: every role and the client commands in one binary. This file says what there is; `compose` builds a role out of its parts,
 //! `client` speaks to a running one.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks to people")]
+
 mod admin;
 mod client;
 mod compose;

@@ -1,6 +1,8 @@
 //! The AWS backends pass the suites that the embedded ones pass, once over a good connection and once over a bad one. They run against the
 //! stand-in, which the tests start themselves and which ends with them; where it cannot be had they fail.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures and seeds are for whoever runs the tests")]
+
 use aws_sdk_dynamodb::{config::Credentials, types::AttributeValue};
 use futures_util::StreamExt;
 use hearth_model::{CodeRef, Container, FunctionPath, Tenant, Timestamp, Token, TokenHash, VersionNumber, VersionStatus, limits};

@@ -316,7 +316,6 @@ impl Process {
     }
 
     /// A management call with the operator's token; `path` follows `/v1`.
-    #[must_use]
     pub fn api(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}/v1{path}", self.url)).bearer_auth(&self.token)
     }

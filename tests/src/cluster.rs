@@ -360,11 +360,11 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for member in self.routers.iter_mut().chain(&mut self.nodes) {
-            if let Some(process) = &member.process {
-                if process.pid() > 0 {
-                    process.signal(Signal::CONT);
-                    process.signal(Signal::TERM);
-                }
+            if let Some(process) = &member.process
+                && process.pid() > 0
+            {
+                process.signal(Signal::CONT);
+                process.signal(Signal::TERM);
             }
         }
         for member in self.routers.iter_mut().chain(&mut self.nodes) {

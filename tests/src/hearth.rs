@@ -286,7 +286,6 @@ impl Hearth {
     }
 
     /// A request to the ops listener.
-    #[must_use]
     pub fn ops(&self, path: &str) -> RequestBuilder {
         self.http.get(format!("{}{path}", self.ops_url))
     }

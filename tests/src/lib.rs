@@ -2,7 +2,7 @@
 //! it as clients do, and removes everything afterwards. It sees nothing of the platform's insides.
 
 // It speaks to whoever runs the tests.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod aws;
 mod cluster;

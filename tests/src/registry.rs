@@ -27,7 +27,7 @@ impl Package {
     pub fn new(name: &str, version: &str) -> Self {
         let package =
             Self { name: name.to_owned(), version: version.to_owned(), manifest: Map::new(), files: Vec::new(), raw: Vec::new() };
-        package.file("index.js", &format!("module.exports = {{ name: {name:?}, version: {version:?} }};"))
+        package.file("index.js", format!("module.exports = {{ name: {name:?}, version: {version:?} }};"))
     }
 
     /// Adds or replaces a file.

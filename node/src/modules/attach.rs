@@ -64,7 +64,7 @@ pub(super) fn read_only_view(dir: &Path) -> io::Result<Option<PathBuf>> {
     }
     mount_bind(dir, &view)?;
     mount_change(&view, MountPropagationFlags::PRIVATE)?;
-    mount_remount(&view, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, &CString::default())?;
+    mount_remount(&view, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, CString::default())?;
     Ok(Some(view))
 }
 

@@ -67,6 +67,7 @@ pub(super) struct Deadlines {
 
 /// Why a call did not succeed.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it lives for one call and is never kept")]
 pub(super) enum CallError<E> {
     /// The deadline of the attempt passed without an answer.
     Timeout(Duration),

@@ -94,7 +94,7 @@ impl SqsQueue {
     }
 
     async fn attribute(&self, name: QueueAttributeName) -> Result<Option<String>, QueueError> {
-        Ok(self.attributes(&[name.clone()]).await?.remove(&name))
+        Ok(self.attributes(std::slice::from_ref(&name)).await?.remove(&name))
     }
 
     async fn attributes(&self, names: &[QueueAttributeName]) -> Result<HashMap<QueueAttributeName, String>, QueueError> {

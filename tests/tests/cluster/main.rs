@@ -2,6 +2,8 @@
 //! case prints its figures as a line `FIGURE {json}`. Counts and outcomes are asserted; times only by generous multiples of what is
 //! promised, since the machine may be busy with other tests.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures and seeds are for whoever runs the tests")]
+
 mod bad_input;
 mod certificates;
 mod changes;

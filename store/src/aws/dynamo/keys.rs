@@ -141,8 +141,8 @@ mod tests {
     #[test]
     fn a_page_starts_right_after_its_cursor() {
         assert!(*"f" < *beyond("", "f") && *beyond("", "f") < *"f-" && *beyond("", "f") < *"f0");
-        assert!(beyond("", "") < "0".to_owned() && *"z" < *end(""));
-        assert!(*"C#z" < *end("C#") && end("C#") < "K#".to_owned());
+        assert!(*beyond("", "") < *"0" && *"z" < *end(""));
+        assert!(*"C#z" < *end("C#") && *end("C#") < *"K#");
     }
 
     #[test]
