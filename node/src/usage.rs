@@ -85,23 +85,28 @@ impl Usage {
         }
     }
 
-    /// Counts one build against the quota of an hour; false when it is used up.
-    pub fn admit_build(&self, per_hour: u32) -> bool {
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        self.admit_build_at(per_hour, now_s / HOUR_S)
+    /// Whether the hour's quota of builds has room.
+    pub fn may_build(&self, per_hour: u32) -> bool {
+        self.may_build_at(per_hour, hour_now())
     }
 
-    fn admit_build_at(&self, per_hour: u32, hour: u64) -> bool {
+    fn may_build_at(&self, per_hour: u32, hour: u64) -> bool {
+        let count = self.builds_in_hour.lock();
+        count.0 != hour || count.1 < per_hour
+    }
+
+    /// Counts one build against the hour's quota.
+    pub fn note_build(&self) {
+        self.note_build_at(hour_now());
+    }
+
+    fn note_build_at(&self, hour: u64) {
         let mut count = self.builds_in_hour.lock();
         if count.0 != hour {
             *count = (hour, 0);
         }
-        if count.1 >= per_hour {
-            return false;
-        }
         count.1 += 1;
         self.builds.fetch_add(1, Relaxed);
-        true
     }
 
     fn view(&self, period_s: u64) -> UsageView {
@@ -121,6 +126,10 @@ impl Usage {
             builds: read(&self.builds),
         }
     }
+}
+
+fn hour_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()) / HOUR_S
 }
 
 /// The use of all tenants.
@@ -170,9 +179,11 @@ mod tests {
     #[test]
     fn builds_per_hour_at_the_bound_and_one_past_it() {
         let usage = Usage::default();
-        assert!(usage.admit_build_at(2, 7) && usage.admit_build_at(2, 7));
-        assert!(!usage.admit_build_at(2, 7));
-        assert!(usage.admit_build_at(2, 8), "another hour");
+        for hour in [7, 7, 8] {
+            assert!(usage.may_build_at(2, hour), "hour {hour}");
+            usage.note_build_at(hour);
+            assert_eq!(usage.may_build_at(2, 7), usage.builds.load(Relaxed) != 2, "two an hour");
+        }
         assert_eq!(usage.view(1).builds, 3);
     }
 

@@ -60,8 +60,8 @@ impl Api {
                 // Given up long enough ago: whoever asks starts it anew.
                 Some(BuildState::Failed { retry_at: None, failed_at, .. }) if now().since(failed_at) >= FAILURE_KEPT => {
                     ready = false;
-                    self.admit_build(tenant)?;
-                    self.request_again(module).await?;
+                    self.check_build_quota(tenant)?;
+                    self.request_again(tenant, module).await?;
                 }
                 Some(BuildState::Failed { reason, retry_at, .. }) => {
                     let when = match retry_at {
@@ -72,8 +72,8 @@ impl Api {
                 }
                 None => {
                     ready = false;
-                    self.admit_build(tenant)?;
-                    self.request_build(module, node).await?;
+                    self.check_build_quota(tenant)?;
+                    self.request_build(tenant, module, node).await?;
                 }
             }
         }
@@ -81,9 +81,10 @@ impl Api {
     }
 
     /// Builds run one after another for everybody: no tenant may fill the queue alone.
-    fn admit_build(&self, tenant: &Tenant) -> Result<(), ApiError> {
+    /// Counted is who writes the record, so that many creates of one new module are one build.
+    fn check_build_quota(&self, tenant: &Tenant) -> Result<(), ApiError> {
         let per_hour = tenant.limits.builds_per_hour;
-        if self.deps.usage.of(&tenant.name).admit_build(per_hour) {
+        if self.deps.usage.of(&tenant.name).may_build(per_hour) {
             return Ok(());
         }
         let detail = format!(
@@ -92,7 +93,7 @@ impl Api {
         Err(ApiError::new(ProblemKind::RateLimited, detail))
     }
 
-    async fn request_build(&self, module: &ResolvedModule, node: NodeVersion) -> Result<(), ApiError> {
+    async fn request_build(&self, tenant: &Tenant, module: &ResolvedModule, node: NodeVersion) -> Result<(), ApiError> {
         let scripts = self.deps.registry.scripts().allows(&module.spec);
         let record = ModuleRecord {
             key: module.build.clone(),
@@ -110,17 +111,19 @@ impl Api {
         // a queued record without a job.
         if self.deps.functions.put_module(record, None).await? {
             let job = BuildJob { key: module.build.clone(), spec: module.spec.clone(), node, scripts };
+            self.deps.usage.of(&tenant.name).note_build();
             self.deps.queue.send(&job, Duration::ZERO).await?;
         }
         Ok(())
     }
 
-    async fn request_again(&self, module: &ResolvedModule) -> Result<(), ApiError> {
+    async fn request_again(&self, tenant: &Tenant, module: &ResolvedModule) -> Result<(), ApiError> {
         let functions = &self.deps.functions;
         let Some(found) = functions.get_module(&module.build).await? else { return Ok(()) };
         let mut queued = found.clone();
         (queued.state, queued.attempts) = (BuildState::Queued, 0);
         if functions.put_module(queued, Some(&found)).await? {
+            self.deps.usage.of(&tenant.name).note_build();
             let job = BuildJob { key: found.key, spec: found.spec, node: found.node, scripts: found.scripts };
             self.deps.queue.send(&job, Duration::ZERO).await?;
         }
