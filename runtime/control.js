@@ -3,26 +3,30 @@
 // that code inside the container cannot take the node's place.
 
 const net = require('node:net');
-const { timingSafeEqual, createHash } = require('node:crypto');
 const { setImmediate: later } = require('node:timers');
 
 // Taken before any function runs, so that a function which alters the built-ins does not alter the protocol.
 const { parse, stringify } = JSON;
+
+// Without node:crypto, which would cost every idle container a megabyte: takes the same time wherever two texts differ.
+function same(a, b) {
+  let difference = a.length ^ b.length;
+  for (let i = 0; i < a.length; i++) difference |= a.charCodeAt(i) ^ b.charCodeAt(i);
+  return difference === 0;
+}
 
 const MESSAGE_MAX = 1024 * 1024;
 const PENDING_MAX = 1000;
 const UNSENT_MAX = 256 * 1024;
 
 function createControl() {
-  let secretHash = null;
+  let secret = null;
   let socket = null;
   let unsent = [];
   let unsentBytes = 0;
   let nextId = 1;
   const pending = new Map();
   let functions = null;
-
-  const digest = (text) => createHash('sha256').update(text).digest();
 
   function send(message) {
     const text = `${stringify(message)}\n`;
@@ -113,9 +117,8 @@ function createControl() {
           continue;
         }
         if (message.t !== 'hello' || typeof message.secret !== 'string') return connection.destroy();
-        const hash = digest(message.secret);
-        secretHash ??= hash;
-        if (!timingSafeEqual(hash, secretHash)) return connection.destroy();
+        secret ??= message.secret;
+        if (!same(message.secret, secret)) return connection.destroy();
         trusted = true;
         clearTimeout(deadline);
         adopt(connection);

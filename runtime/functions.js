@@ -34,8 +34,8 @@ function createFunctions({ control, logs }) {
   }
 
   async function start(fn) {
-    const began = performance.now();
-    const elapsed = () => Math.round((performance.now() - began) * 1000) / 1000;
+    const began = process.hrtime.bigint();
+    const elapsed = () => Number((process.hrtime.bigint() - began) / 1000n) / 1000;
     try {
       const loaded = await run({ fn, requestId: undefined }, () => loadMain(fn));
       fn.model = fn.asked ?? choose(loaded);

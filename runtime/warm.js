@@ -2,9 +2,8 @@
 // Before a container is ready it answers dummy requests in every model through its own socket, so that the first real one finds
 // Node's modules loaded and the code paths known.
 
-const http = require('node:http');
 const fs = require('node:fs');
-const os = require('node:os');
+const net = require('node:net');
 const path = require('node:path');
 
 const SOURCES = {
@@ -15,32 +14,35 @@ const SOURCES = {
 };
 const ROUNDS = 3;
 
-function request(agent, socketPath, key, post) {
+// Written by hand, since Node's HTTP client would stay in every container's memory.
+function exchange(socket, key, body) {
+  const head = [
+    `${body ? 'POST' : 'GET'} /?a=b HTTP/1.1`,
+    'host: warm',
+    `hearth-call: ${key} warm 1000 1 127.0.0.1`,
+    'content-type: application/json',
+    ...(body ? [`content-length: ${body.length}`] : []),
+  ];
   return new Promise((resolve) => {
-    const headers = { host: 'warm', 'hearth-call': `${key} warm 1000 1 127.0.0.1`, 'content-type': 'application/json' };
-    const req = http.request({ socketPath, agent, path: '/?a=b', method: post ? 'POST' : 'GET', headers }, (res) => {
-      res.resume();
-      res.on('end', resolve);
-    });
-    req.on('error', resolve);
-    req.end(post ? '{}' : undefined);
+    for (const event of ['data', 'error', 'close']) socket.once(event, resolve);
+    socket.write(`${head.join('\r\n')}\r\n\r\n${body}`);
   });
 }
 
 async function warmUp({ functions, httpSocket }) {
-  const root = fs.mkdtempSync(path.join(os.tmpdir(), 'warm-'));
-  const agent = new http.Agent({ keepAlive: true });
+  const root = fs.mkdtempSync('/tmp/warm-');
+  const socket = net.connect(httpSocket);
   try {
     for (const [model, [main, source]] of Object.entries(SOURCES)) {
       const dir = path.join(root, model);
       fs.mkdirSync(dir);
       fs.writeFileSync(path.join(dir, main), source);
       await functions.load({ function: `.${model}`, version: 0, dir, main, model, env: {}, secrets: {} });
-      for (let i = 0; i < ROUNDS; i++) await request(agent, httpSocket, `.${model}@0`, i > 0);
+      for (let i = 0; i < ROUNDS; i++) await exchange(socket, `.${model}@0`, i > 0 ? '{}' : '');
       functions.unload(`.${model}`, 0);
     }
   } finally {
-    agent.destroy();
+    socket.destroy();
     fs.rmSync(root, { recursive: true, force: true });
   }
 }

@@ -30,6 +30,12 @@ pub mod paths {
     pub const CONTROL_SOCKET: &str = "control.sock";
 }
 
+/// The runtime's program, below its directory.
+pub const RUNTIME_MAIN: &str = "main.js";
+/// What Node.js gets before the program. With it the runtime can leave the code behind `fetch` and `Request` unloaded until a function
+/// needs it, which is a third of an idle container's memory.
+pub const RUNTIME_NODE_OPTION: &str = "--expose-internals";
+
 /// The value of `hearth-call`: `{function}@{version} {request_id} {timeout_ms} {prefix_bytes} {client_ip}`, five fields with one
 /// space between them. `prefix_bytes` is the length of the part of the target that names the function
 /// (`/run/acme/main/hello`); what follows is the function's own URL.

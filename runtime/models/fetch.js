@@ -21,7 +21,7 @@ class Context {
 
 function write(ctx, response) {
   if (ctx.done) return;
-  if (!(response instanceof web.RealResponse)) {
+  if (!web.isResponse(response)) {
     const kind = response === null ? 'null' : typeof response;
     return fail(ctx, 'bad-response', `the function answered with ${kind} where a Response was expected`);
   }

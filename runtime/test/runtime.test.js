@@ -121,6 +121,32 @@ test('fetch: the light Request and Response behave as the real ones', async () =
   });
 });
 
+test('fetch: a request is read without the code behind fetch, and with it still behaves as the standard says', async () => {
+  const light = await Runtime.start();
+  try {
+    await light.load('f-light', { 'index.mjs': `export default async (r) => {
+      const [signature, missing, has] = [r.headers.get('X-Signature'), r.headers.get('nope'), r.headers.has('x-signature')];
+      const before = process.moduleLoadList.some((m) => m.endsWith('undici/undici'));
+      const body = await r.text();
+      const again = await r.text().catch((e) => e.name);
+      const cloned = (() => { try { r.clone(); } catch (e) { return e.name; } })();
+      return Response.json({ signature, missing, has, before, body, again, cloned, used: r.bodyUsed,
+        all: Object.fromEntries(r.headers)['x-signature'], headers: r.headers instanceof Headers, request: r instanceof Request,
+        after: process.moduleLoadList.some((m) => m.endsWith('undici/undici')), tag: String(r.headers),
+        bad: (() => { try { r.headers.get('a b'); } catch (e) { return e.name; } })() });
+    };` });
+    const { json } = await light.call('f-light', { method: 'POST', body: 'abc', headers: { 'x-signature': ['1', '2'] } });
+    assert.deepEqual(json, {
+      signature: '1, 2', missing: null, has: true, before: false, body: 'abc', again: 'TypeError', cloned: 'TypeError', used: true, all: '1, 2',
+      headers: true, request: true, after: true, tag: '[object Headers]', bad: 'TypeError',
+    });
+    await light.load('f-get', { 'index.mjs': 'export default async (r) => Response.json([await r.text(), r.bodyUsed, await r.json().catch((e) => e.name)]);' });
+    assert.deepEqual((await light.call('f-get')).json, ['', false, 'SyntaxError']);
+  } finally {
+    await light.stop();
+  }
+});
+
 test('lambda: event, callback, cookies, binary', async () => {
   await runtime.load('l-event', 'exports.handler = async (event) => event;');
   const { json, headers } = await runtime.call('l-event', { path: '/p?a=1&a=2', headers: { cookie: 'x=1; y=2', 'x-h': 'v' } });

@@ -1,7 +1,8 @@
 //! The pool: containers that run the runtime and belong to nobody. A container leaves it once, for one tenant, and never comes back.
 //!
 //! Refilling is concurrent but paced: creating a container costs as much CPU as thousands of requests, so while requests run only one
-//! is made at a time, with a pause as long as the making took. The target follows demand: it grows while claims find the pool
+//! is made at a time, with a pause as long as the making took, and none is begun while a request that has just claimed one is still
+//! starting, unless the pool runs low. The target follows demand: it grows while claims find the pool
 //! empty and shrinks again afterwards. Part of the pool may have the modules loaded that are most in demand here; such a container goes
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 
@@ -14,7 +15,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -29,6 +30,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOKS_PER_S: usize = 4;
 /// How long a pool that is over its target keeps what is too much, in case demand comes again.
 const SURPLUS_KEPT: Duration = Duration::from_secs(30);
+/// How long a refill waits after a claim, so that the request that claimed has the machine for itself while its function loads.
+const AFTER_CLAIM: Duration = Duration::from_millis(40);
+/// Requests per look, beyond those that claimed, from which this node counts as busy.
+const BUSY_FROM: u64 = 5;
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
 
@@ -46,6 +51,8 @@ pub(super) struct Waiting {
 struct Demand {
     /// Claims of each look in the last second.
     recent: [usize; LOOKS_PER_S],
+    /// Requests that the containers of the last look had served.
+    served: u64,
     /// Since when the pool has had no more than its target to keep.
     calm_since: Instant,
 }
@@ -59,6 +66,9 @@ pub(super) struct Pool {
     arrived: Notify,
     /// Claims since the last look.
     claimed: AtomicUsize,
+    last_claim: Mutex<Option<Instant>>,
+    /// Whether requests came between the last two looks.
+    busy: AtomicBool,
     demand: Mutex<Demand>,
     /// Creations on demand and by refill together.
     permits: tokio::sync::Semaphore,
@@ -73,7 +83,9 @@ impl Pool {
             changed: Notify::new(),
             arrived: Notify::new(),
             claimed: AtomicUsize::new(0),
-            demand: Mutex::new(Demand { recent: [0; LOOKS_PER_S], calm_since: Instant::now() }),
+            last_claim: Mutex::new(None),
+            busy: AtomicBool::new(false),
+            demand: Mutex::new(Demand { recent: [0; LOOKS_PER_S], served: 0, calm_since: Instant::now() }),
             permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
         }
     }
@@ -86,8 +98,15 @@ impl Pool {
         let taken = waiting.swap_remove(at);
         drop(waiting);
         self.claimed.fetch_add(1, Relaxed);
+        *self.last_claim.lock() = Some(Instant::now());
         self.changed.notify_one();
         Some(taken)
+    }
+
+    /// From when on the next container may be made, as far as claims have a say.
+    fn after_claims(&self, missing: usize) -> Option<Instant> {
+        let low = missing * 2 >= self.target().max(1);
+        if low { None } else { self.last_claim.lock().map(|at| at + AFTER_CLAIM) }
     }
 
     pub fn level(&self) -> usize {
@@ -255,7 +274,8 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             looked = Instant::now();
         }
         let missing = pool.target().saturating_sub(pool.level() + making.len());
-        if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= not_before {
+        let from = pool.after_claims(missing).map_or(not_before, |at| at.max(not_before));
+        if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= from {
             let handler = Arc::clone(&handler);
             let preload = wanted_preload(&handler);
             pool.creating.fetch_add(1, Relaxed);
@@ -267,11 +287,8 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             });
             continue;
         }
-        let pause = if missing > 0 {
-            not_before.saturating_duration_since(Instant::now()).max(Duration::from_millis(2))
-        } else {
-            LOOK_EVERY
-        };
+        let pause =
+            if missing > 0 { from.saturating_duration_since(Instant::now()).max(Duration::from_millis(2)) } else { LOOK_EVERY };
         tokio::select! {
             () = handler.leaving.cancelled() => break,
             () = pool.changed.notified() => {}
@@ -296,9 +313,9 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
     pool.drain(&handler).await;
 }
 
-/// Whether requests run on this node now.
+/// Whether requests run on this node now, or came at the last look.
 fn busy(handler: &Handler) -> bool {
-    handler.containers.all().iter().any(|c| c.in_flight() > 0)
+    handler.pool.busy.load(Relaxed) || handler.containers.all().iter().any(|c| c.in_flight() > 0)
 }
 
 fn concurrency(handler: &Handler) -> usize {
@@ -311,7 +328,12 @@ fn follow_demand(handler: &Arc<Handler>) {
     let (pool, config) = (&handler.pool, &handler.config);
     let mut demand = pool.demand.lock();
     demand.recent.rotate_left(1);
-    demand.recent[LOOKS_PER_S - 1] = pool.claimed.swap(0, Relaxed);
+    let claimed = pool.claimed.swap(0, Relaxed);
+    demand.recent[LOOKS_PER_S - 1] = claimed;
+    // What left meanwhile took its count along; then the next look sees more.
+    let served = handler.containers.all().iter().map(|c| c.served()).sum::<u64>();
+    let came = served.saturating_sub(std::mem::replace(&mut demand.served, served));
+    pool.busy.store(came >= claimed as u64 + BUSY_FROM, Relaxed);
     let target = next_target(pool.target(), demand.recent.iter().sum(), config.pool_size, config.pool_max);
     pool.target.store(target, Relaxed);
     if target > config.pool_size || pool.level() <= target {
@@ -383,6 +405,22 @@ async fn preload_into(handler: &Handler, waiting: &mut Waiting, set: &[ResolvedM
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn claimed(pool_size: usize, at: Instant) -> Pool {
+        let pool = Pool::new(&Config { pool_size, ..Config::default() });
+        *pool.last_claim.lock() = Some(at);
+        pool
+    }
+
+    #[test]
+    fn a_refill_leaves_the_machine_to_who_has_just_claimed_unless_the_pool_runs_low() {
+        let now = Instant::now();
+        assert_eq!(claimed(8, now).after_claims(1), Some(now + AFTER_CLAIM));
+        assert_eq!(claimed(8, now).after_claims(3), Some(now + AFTER_CLAIM));
+        assert_eq!(claimed(8, now).after_claims(4), None, "half of it is gone");
+        assert_eq!(claimed(1, now).after_claims(1), None, "the only one is gone");
+        assert_eq!(Pool::new(&Config::default()).after_claims(1), None, "nobody has claimed yet");
+    }
 
     #[test]
     fn the_target_rises_at_once_and_falls_slowly_within_its_bounds() {

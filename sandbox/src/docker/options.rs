@@ -8,7 +8,10 @@ use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
-use hearth_model::{function::NodeVersion, protocol::paths};
+use hearth_model::{
+    function::NodeVersion,
+    protocol::{RUNTIME_MAIN, RUNTIME_NODE_OPTION, paths},
+};
 use std::{collections::HashMap, path::Path};
 
 /// Label with [`Config::instance`].
@@ -86,7 +89,9 @@ pub(crate) fn container(config: &Config, spec: &SandboxSpec, propagate: bool) ->
 fn command(spec: &SandboxSpec) -> Result<Vec<String>, SandboxError> {
     let node = format!("/opt/node{}/bin/node", spec.node.as_str());
     match spec.purpose {
-        Purpose::Runtime if spec.args.is_empty() => Ok(vec![node, format!("{}/main.js", paths::RUNTIME)]),
+        Purpose::Runtime if spec.args.is_empty() => {
+            Ok(vec![node, RUNTIME_NODE_OPTION.to_owned(), format!("{}/{RUNTIME_MAIN}", paths::RUNTIME)])
+        }
         Purpose::Runtime => Err(refuse("a runtime container takes no arguments".to_owned())),
         Purpose::Build if spec.args.is_empty() => Err(refuse("a build needs the path of its script".to_owned())),
         Purpose::Build => Ok([node].into_iter().chain(spec.args.iter().cloned()).collect()),
@@ -277,7 +282,7 @@ mod tests {
             "User": "60007:60007",
             "WorkingDir": "/tmp",
             "Env": ["PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth"],
-            "Cmd": ["/opt/node24/bin/node", "/opt/hearth/main.js"],
+            "Cmd": ["/opt/node24/bin/node", "--expose-internals", "/opt/hearth/main.js"],
             "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
             "HostConfig": {
                 "CapDrop": ["ALL"],

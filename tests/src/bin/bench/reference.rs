@@ -2,7 +2,7 @@
 //! runtime outside any container.
 
 use anyhow::{Context, Result, bail};
-use hearth_model::protocol::{FromRuntime, ToRuntime};
+use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTION, ToRuntime};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -134,7 +134,11 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
     std::fs::create_dir_all(&run)?;
     std::fs::create_dir_all(&code)?;
     std::fs::write(code.join(file), source)?;
-    let process = start(dir, "runtime", Command::new(node).arg(program.join("main.js")).env_clear().env("HEARTH_RUN_DIR", &run))?;
+    let process = start(
+        dir,
+        "runtime",
+        Command::new(node).arg(RUNTIME_NODE_OPTION).arg(program.join(RUNTIME_MAIN)).env_clear().env("HEARTH_RUN_DIR", &run),
+    )?;
     let (control, socket) = (run.join("control.sock"), run.join("http.sock"));
     wait_for_socket(&control).await?;
     wait_for_socket(&socket).await?;
