@@ -8,6 +8,7 @@ const { models } = require('./models');
 const { fail, describe } = require('./models/fail');
 
 const CALL = 'hearth-call';
+const CONTEXT = Symbol('context');
 const { reallyExit } = process;
 
 function createServer({ functions, control, logs }) {
@@ -49,6 +50,10 @@ function createServer({ functions, control, logs }) {
     functions.release(ctx.fn);
   }
 
+  function closed() {
+    finish(this[CONTEXT]);
+  }
+
   function handle(req, res) {
     const ctx = begin(req, res);
     if (ctx === null) {
@@ -63,7 +68,8 @@ function createServer({ functions, control, logs }) {
     }
     fn.inFlight += 1;
     running.add(ctx);
-    res.on('close', () => finish(ctx));
+    res[CONTEXT] = ctx;
+    res.on('close', closed);
     run(ctx, fn.call, ctx);
   }
 
@@ -81,7 +87,8 @@ function createServer({ functions, control, logs }) {
       ctx.res = res;
       fn.inFlight += 1;
       running.add(ctx);
-      res.on('close', () => finish(ctx));
+      res[CONTEXT] = ctx;
+      res.on('close', closed);
       return void run(ctx, fn.call, ctx);
     }
     fn.inFlight += 1;

@@ -7,16 +7,24 @@ const web = require('./web');
 web.install();
 
 class Context {
-  constructor(ctx) {
-    this.params = {};
-    this.requestId = ctx.requestId;
-    this.ip = ctx.clientIp;
-    this.env = ctx.fn.env;
-    this.log = console;
-    this.waitUntil = (promise) => {
+  #ctx;
+  #params;
+  constructor(ctx) { this.#ctx = ctx; }
+  get params() { return (this.#params ??= {}); }
+  get requestId() { return this.#ctx.requestId; }
+  get ip() { return this.#ctx.clientIp; }
+  get env() { return this.#ctx.fn.env; }
+  get log() { return console; }
+  // Bound where it is taken, since it is often taken out of the context.
+  get waitUntil() {
+    const ctx = this.#ctx;
+    return (promise) => {
       Promise.resolve(promise).catch((error) => ctx.fn.logs.lines('error', describe(error), ctx));
     };
   }
+}
+for (const name of ['params', 'requestId', 'ip', 'env', 'log', 'waitUntil']) {
+  Object.defineProperty(Context.prototype, name, { enumerable: true });
 }
 
 function write(ctx, response) {

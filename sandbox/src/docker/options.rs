@@ -108,8 +108,10 @@ fn environment(purpose: Purpose, node: NodeVersion) -> Vec<String> {
         "TZ=UTC".to_owned(),
         format!("HEARTH_RUN_DIR={}", paths::RUN),
     ];
-    if purpose == Purpose::Build {
-        env.push(format!("npm_config_nodedir=/opt/node{version}"));
+    match purpose {
+        // One arena of the C library's allocator serves a process whose work is on one thread, and saves a third of a megabyte.
+        Purpose::Runtime => env.push("MALLOC_ARENA_MAX=1".to_owned()),
+        Purpose::Build => env.push(format!("npm_config_nodedir=/opt/node{version}")),
     }
     env
 }
@@ -281,7 +283,10 @@ mod tests {
             "Hostname": "hearth",
             "User": "60007:60007",
             "WorkingDir": "/tmp",
-            "Env": ["PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth"],
+            "Env": [
+                "PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth",
+                "MALLOC_ARENA_MAX=1"
+            ],
             "Cmd": ["/opt/node24/bin/node", "--expose-internals", "/opt/hearth/main.js"],
             "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
             "HostConfig": {
@@ -330,7 +335,7 @@ mod tests {
         let mut expected = runtime;
         expected["Image"] = "hearth-build:test".into();
         expected["WorkingDir"] = "/build".into();
-        expected["Env"].as_array_mut().unwrap().push("npm_config_nodedir=/opt/node24".into());
+        *expected["Env"].as_array_mut().unwrap().last_mut().unwrap() = "npm_config_nodedir=/opt/node24".into();
         expected["Cmd"] = serde_json::json!(["/opt/node24/bin/node", "/opt/hearth/build/main.js", "lodash@4.17.21"]);
         expected["Labels"]["hearth.purpose"] = "build".into();
         expected["HostConfig"]["LogConfig"]["Config"]["max-size"] = "1m".into();

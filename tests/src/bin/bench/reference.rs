@@ -108,6 +108,29 @@ app.use((req, res) => res.type('text/plain').send('hello world'));
 app.listen(process.argv[2]);
 "#;
 
+/// What a cold start cannot be quicker than on this machine: a bare Node.js that waits, and imports the function for its first request.
+const FLOOR: &str = r#"
+require('node:http').createServer(async (req, res) => {
+  const { default: run } = await import(process.argv[3]);
+  res.end(await run().text());
+}).listen(process.argv[2]);
+"#;
+
+/// As many of them as sockets are returned.
+pub async fn waiting(node: &Path, dir: &Path, source: &str, count: usize) -> Result<Vec<(Process, PathBuf)>> {
+    let (script, function) = (dir.join("floor.js"), dir.join("function.mjs"));
+    std::fs::write(&script, FLOOR)?;
+    std::fs::write(&function, source)?;
+    let mut all = vec![];
+    for n in 0..count {
+        let socket = dir.join(format!("floor{n}.sock"));
+        let process = start(dir, &format!("floor{n}"), Command::new(node).arg(&script).arg(&socket).arg(&function))?;
+        wait_for_socket(&socket).await?;
+        all.push((process, socket));
+    }
+    Ok(all)
+}
+
 /// Raw `node:http` or express on a unix socket.
 pub async fn node_server(node: &Path, packages: &Path, dir: &Path, express: bool) -> Result<(Process, PathBuf)> {
     let name = if express { "express" } else { "raw" };
