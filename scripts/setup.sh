@@ -112,20 +112,12 @@ has_moto() { command -v "$1" >/dev/null && "$1" -c 'import moto.server' 2>/dev/n
 
 # Below target, so that it goes with `make clean`. Run by the Node.js of the container image, since it needs a new one.
 ensure_registry() {
-  cmp --silent tests/registry/package.json target/registry/package.json && return
+  cmp --silent tests/registry/package-lock.json target/registry/node_modules/.installed && return
   say 'installing a local npm registry (verdaccio) into target/registry'
   mkdir -p target/registry
-  cp tests/registry/package.json target/registry/package.json.new
-  (
-    cd target/registry
-    rm -rf node_modules package-lock.json package.json
-    cp package.json.new package.json
-    npm install --omit=dev --no-audit --no-fund --ignore-scripts --engine-strict=false --loglevel=error || {
-      rm package.json
-      exit 1
-    }
-    rm package.json.new
-  )
+  cp tests/registry/package.json tests/registry/package-lock.json target/registry/
+  (cd target/registry && npm ci --omit=dev --no-audit --no-fund --ignore-scripts --engine-strict=false --loglevel=error)
+  cp tests/registry/package-lock.json target/registry/node_modules/.installed
 }
 
 # In a virtual environment, which no other program of this machine sees.
