@@ -63,7 +63,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Res
         }
     }
     let note = format!("one nginx hop adds {:.3} ms", median(nginx_p50));
-    report.add("warm request through the node, added p50 at 1,000/s", median(added_p50), "ms", Bound::AtMost(0.15), note);
+    report.add("warm request through the node, added p50 at 1,000/s", median(added_p50), "ms", Bound::AtMost(0.1), note);
     report.add("the same, added p99", median(added_p99), "ms", Bound::AtMost(2.0), "");
     let note = format!("{:.0} requests/s", median(rates));
     report.add("requests/s through the node, 32 connections, against nginx", median(ratios), "times", Bound::AtLeast(1.0), note);
