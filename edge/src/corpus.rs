@@ -12,6 +12,10 @@ use tokio::{
 pub enum Expect {
     /// Nothing reaches the backend.
     Refused,
+    /// Nothing reaches the backend; the only answer is 400, and the connection is closed.
+    BadAndClosed,
+    /// The first of two requests reaches the backend; the second is answered 400, and the connection is closed.
+    OneThenBadAndClosed,
     /// One request reaches the backend, or none: the grammar allows either.
     AtMostOne,
     /// Exactly one request reaches the backend.
@@ -42,11 +46,13 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// All cases, for a function at `target` that echoes nothing of what it gets into a line of its own.
 #[must_use]
 pub fn cases(target: &str) -> Vec<Case> {
-    use Expect::{AtMostOne, One, Refused, Two};
+    use Expect::{AtMostOne, BadAndClosed, One, OneThenBadAndClosed, Refused, Two};
     let post = |headers: &str, body: &str| format!("POST {target} HTTP/1.1\r\nhost: a\r\n{headers}\r\n{body}").into_bytes();
     let get = |headers: &str| format!("GET {target} HTTP/1.1\r\nhost: a\r\n{headers}\r\n").into_bytes();
     let inner = format!("GET {target}/smuggled HTTP/1.1\r\nhost: a\r\n\r\n");
     let n = inner.len();
+    let cl_te = post(&format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", 5 + n), &format!("0\r\n\r\n{inner}"));
+    let te_cl = post("transfer-encoding: chunked\r\ncontent-length: 4\r\n", &format!("{n:x}\r\n{inner}\r\n0\r\n\r\n"));
     let case = |name, bytes, expect| Case { name, bytes, expect };
     let mut cases = vec![
         case("plain", get(""), One),
@@ -59,21 +65,29 @@ pub fn cases(target: &str) -> Vec<Case> {
             post("transfer-encoding: chunked\r\n", &format!("3;a\nabc\r\n0\r\n\r\n{inner}")),
             AtMostOne,
         ),
-        // RFC 9112, 6.1 allows to take both headers together as chunked, without the length, as long as nothing more is read from the
-        // connection; hyper does so before anybody else sees the length.
+        case("CL.TE", cl_te.clone(), BadAndClosed),
+        case("TE.CL", te_cl.clone(), BadAndClosed),
+        case("CL.TE behind a GET", [get(""), cl_te.clone()].concat(), OneThenBadAndClosed),
+        case("TE.CL behind a length", [post("content-length: 3\r\n", "abc"), te_cl.clone()].concat(), OneThenBadAndClosed),
         case(
-            "CL.TE",
-            post(&format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", 5 + n), &format!("0\r\n\r\n{inner}")),
-            AtMostOne,
+            "CL.TE behind chunks",
+            [post("transfer-encoding: chunked\r\n", "3;a=b\r\nabc\r\n0\r\nx: y\r\n\r\n"), cl_te].concat(),
+            OneThenBadAndClosed,
         ),
         case(
-            "TE.CL",
-            post("transfer-encoding: chunked\r\ncontent-length: 4\r\n", &format!("{n:x}\r\n{inner}\r\n0\r\n\r\n")),
-            AtMostOne,
+            "TE.CL behind a body that looks like heads",
+            [post(&format!("content-length: {}\r\n", te_cl.len()), ""), te_cl.clone(), te_cl].concat(),
+            OneThenBadAndClosed,
         ),
-        case("two lengths that differ", post(&format!("content-length: 0\r\ncontent-length: {n}\r\n"), &inner), Refused),
-        case("two lengths that agree", post("content-length: 3\r\ncontent-length: 3\r\n", "abc"), AtMostOne),
-        case("a list of lengths", post(&format!("content-length: 0, {n}\r\n"), &inner), Refused),
+        case(
+            "a body that looks like CL.TE",
+            post("content-length: 49\r\n", "content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n"),
+            One,
+        ),
+        case("two codings", post("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"), BadAndClosed),
+        case("two lengths that differ", post(&format!("content-length: 0\r\ncontent-length: {n}\r\n"), &inner), BadAndClosed),
+        case("two lengths that agree", post("content-length: 3\r\ncontent-length: 3\r\n", "abc"), BadAndClosed),
+        case("a list of lengths", post(&format!("content-length: 0, {n}\r\n"), &inner), BadAndClosed),
         case("a signed length", post("content-length: +3\r\n", "abc"), Refused),
         case("a negative length", post("content-length: -1\r\n", "abc"), Refused),
         case("a hexadecimal length", post("content-length: 0x3\r\n", "abc"), Refused),
@@ -83,9 +97,10 @@ pub fn cases(target: &str) -> Vec<Case> {
         case(
             "TE in capitals with a twin",
             post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", &format!("0\r\n\r\n{inner}")),
-            Refused,
+            BadAndClosed,
         ),
-        case("TE gzip, chunked", post("transfer-encoding: gzip, chunked\r\n", "0\r\n\r\n"), AtMostOne),
+        case("TE gzip, chunked", post("transfer-encoding: gzip, chunked\r\n", "0\r\n\r\n"), BadAndClosed),
+        case("TE chunked, chunked", post("transfer-encoding: chunked, chunked\r\n", "0\r\n\r\n"), BadAndClosed),
         case("TE chunked, gzip", post("transfer-encoding: chunked, gzip\r\n", &format!("0\r\n\r\n{inner}")), Refused),
         case("TE xchunked", post("transfer-encoding: xchunked\r\n", &inner), Refused),
         case("TE with a vertical tab", post("transfer-encoding: \u{b}chunked\r\n", &format!("0\r\n\r\n{inner}")), Refused),
@@ -114,7 +129,7 @@ pub fn cases(target: &str) -> Vec<Case> {
         case(
             "HTTP/1.0 with TE",
             format!("POST {target} HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{inner}").into_bytes(),
-            Refused,
+            BadAndClosed,
         ),
         case("HTTP/1.0", format!("GET {target} HTTP/1.0\r\nhost: a\r\n\r\n").into_bytes(), One),
         case("HTTP/0.9", format!("GET {target}\r\n\r\n").into_bytes(), Refused),
@@ -158,34 +173,45 @@ pub fn cases(target: &str) -> Vec<Case> {
     cases
 }
 
-/// Sends bytes and reads until the other side has ended or said nothing for a while. Returns the statuses of its answers.
+/// What came back on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The statuses of the answers.
+    pub statuses: Vec<u16>,
+    /// Whether the other side ended the connection.
+    pub closed: bool,
+}
+
+/// Sends bytes and reads until the other side has ended or said nothing for a while.
 ///
 /// # Errors
 /// When no connection can be made or nothing ends in time.
-pub async fn say(addr: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u16>> {
+pub async fn say(addr: SocketAddr, bytes: &[u8]) -> io::Result<Said> {
     let talk = async {
         let mut stream = TcpStream::connect(addr).await?;
         // The other side may refuse and close before it has read all.
         let _ = stream.write_all(bytes).await;
         let (mut seen, mut buf) = (Vec::new(), vec![0; 16 * 1024]);
-        loop {
+        let closed = loop {
             match tokio::time::timeout(QUIET, stream.read(&mut buf)).await {
                 Ok(Ok(n)) if n > 0 && seen.len() < ANSWER_BYTES_MAX => seen.extend_from_slice(&buf[..n]),
-                _ => break,
+                Ok(_) => break true,
+                Err(_elapsed) => break false,
             }
-        }
+        };
         let text = String::from_utf8_lossy(&seen);
-        Ok(text.match_indices("HTTP/1.").filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect())
+        let statuses = text.match_indices("HTTP/1.").filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect();
+        Ok(Said { statuses, closed })
     };
     tokio::time::timeout(DEADLINE, talk).await?
 }
 
 /// What reached the backend, once that does not grow any more: a refusal can be here before what was passed on is counted.
-async fn settled(reached: &impl Fn() -> u64) -> u64 {
+async fn settled(reached: &impl AsyncFn() -> u64) -> u64 {
     loop {
-        let before = reached();
+        let before = reached().await;
         tokio::time::sleep(SETTLE).await;
-        if reached() == before {
+        if reached().await == before {
             return before;
         }
     }
@@ -195,21 +221,23 @@ async fn settled(reached: &impl Fn() -> u64) -> u64 {
 ///
 /// # Errors
 /// When `addr` cannot be reached.
-pub async fn check(addr: SocketAddr, target: &str, reached: impl Fn() -> u64) -> io::Result<Vec<String>> {
+pub async fn check(addr: SocketAddr, target: &str, reached: impl AsyncFn() -> u64) -> io::Result<Vec<String>> {
     let mut wrong = Vec::new();
     for Case { name, bytes, expect } in cases(target) {
-        let before = reached();
-        let statuses = say(addr, &bytes).await?;
+        let before = reached().await;
+        let Said { statuses, closed } = say(addr, &bytes).await?;
         let count = settled(&reached).await - before;
         let fits = match expect {
             Expect::Refused => count == 0,
+            Expect::BadAndClosed => count == 0 && closed && statuses == [400],
+            Expect::OneThenBadAndClosed => count == 1 && closed && matches!(statuses[..], [200..=299, 400]),
             Expect::AtMostOne => count <= 1,
             Expect::One => count == 1,
             Expect::Two => count == 2,
         };
         let accepted = statuses.iter().filter(|s| (200..300).contains(*s)).count() as u64;
         if !fits || accepted > count {
-            wrong.push(format!("{name}: {expect:?}, but {count} reached the backend; answers {statuses:?}"));
+            wrong.push(format!("{name}: {expect:?}, but {count} reached the backend; answers {statuses:?}, closed: {closed}"));
         }
     }
     Ok(wrong)

@@ -46,11 +46,17 @@ pub fn check_size(headers: &HeaderMap) -> Result<(), Oversize> {
     if bytes > limits::REQUEST_HEADER_BYTES_MAX { Err(Oversize::Bytes(bytes)) } else { Ok(()) }
 }
 
-/// Whether two framings contradict each other, which is how requests are smuggled (RFC 9112, 6.3).
+/// Whether two framings contradict each other, which is how requests are smuggled (RFC 9112, 6.3), or a body has a coding that is not taken
+/// off here. An HTTP/1 listener refuses most of these before (`framing`); what it lets pass, and HTTP/2, ends here.
 pub fn ambiguous_framing(headers: &HeaderMap, version: http::Version) -> bool {
-    let chunked = headers.contains_key(TRANSFER_ENCODING);
-    chunked && (headers.contains_key(CONTENT_LENGTH) || version < http::Version::HTTP_11)
-        || headers.get_all(CONTENT_LENGTH).iter().count() > 1
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    coding.is_some_and(|c| {
+        !c.as_bytes().eq_ignore_ascii_case(b"chunked")
+            || codings.next().is_some()
+            || headers.contains_key(CONTENT_LENGTH)
+            || version < http::Version::HTTP_11
+    }) || headers.get_all(CONTENT_LENGTH).iter().count() > 1
 }
 
 /// Whether the client asks to upgrade the connection.
@@ -182,7 +188,14 @@ mod tests {
         assert!(ambiguous_framing(&map(&[("content-length", "1"), ("transfer-encoding", "chunked")]), http::Version::HTTP_11));
         assert!(ambiguous_framing(&map(&[("transfer-encoding", "chunked")]), http::Version::HTTP_10));
         assert!(ambiguous_framing(&map(&[("content-length", "1"), ("content-length", "1")]), http::Version::HTTP_11));
-        assert!(!ambiguous_framing(&map(&[("transfer-encoding", "chunked")]), http::Version::HTTP_11));
+        assert!(ambiguous_framing(
+            &map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
+            http::Version::HTTP_11
+        ));
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", ""] {
+            assert!(ambiguous_framing(&map(&[("transfer-encoding", coding)]), http::Version::HTTP_11), "{coding}");
+        }
+        assert!(!ambiguous_framing(&map(&[("transfer-encoding", "Chunked")]), http::Version::HTTP_11));
     }
 
     #[test]

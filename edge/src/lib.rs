@@ -3,6 +3,7 @@
 //! when they change. It knows nothing of functions, nodes or routes.
 
 pub mod corpus;
+mod framing;
 pub mod headers;
 pub mod ids;
 pub mod listen;

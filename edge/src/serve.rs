@@ -3,12 +3,13 @@
 
 use crate::{
     BoxError,
+    framing::{Strict, Switched},
     listen::Accepted,
     patience::{Patient, Terms},
     tls,
 };
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -191,23 +192,19 @@ impl Protocol {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let peer = Rc::new(peer);
-        let io = TokioIo::new(Patient::new(stream, self.write_terms));
+        let io = Patient::new(stream, self.write_terms);
         match (h2, self.http2) {
-            (true, Some(bounds)) => self.http2(service, peer, io, bounds, open).await,
+            (true, Some(bounds)) => self.http2(service, peer, TokioIo::new(io), bounds, open).await,
             _ => self.http1(service, peer, io, open).await,
         }
     }
 
-    async fn http1<S: Service, T>(
-        &self,
-        service: Rc<S>,
-        peer: Rc<Peer>,
-        io: TokioIo<Patient<T>>,
-        open: &Semaphore,
-    ) -> Result<(), BoxError>
+    async fn http1<S: Service, T>(&self, service: Rc<S>, peer: Rc<Peer>, io: Patient<T>, open: &Semaphore) -> Result<(), BoxError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let switched = Switched::default();
+        let io = TokioIo::new(Strict::new(io, switched.clone()));
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -217,7 +214,14 @@ impl Protocol {
         // Not `pipeline_flush`: with it a client that sends on after asking for an upgrade never sees the 101.
         let service = service_fn(move |request| {
             let answer = Rc::clone(&service).answer(Rc::clone(&peer), request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            let switched = switched.clone();
+            async move {
+                let answer = answer.await;
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    switched.set();
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = builder.serve_connection(io, service).with_upgrades();
         tokio::pin!(connection);

@@ -358,7 +358,11 @@ fn check(request: &Request<Incoming>, body_max: u64) -> Result<(), Failure> {
     }
     headers::check_size(request.headers()).map_err(|over| fail(ProblemKind::HeadersTooLarge, over.to_string()).closing())?;
     if headers::ambiguous_framing(request.headers(), request.version()) {
-        return Err(fail(ProblemKind::Invalid, "content-length and transfer-encoding contradict each other").closing());
+        return Err(fail(
+            ProblemKind::Invalid,
+            "a request's body is framed by one content-length or by `transfer-encoding: chunked`",
+        )
+        .closing());
     }
     if !headers::host_is_clear(request.headers(), request.uri(), request.version()) {
         return Err(fail(ProblemKind::Invalid, "a request names its host exactly once").closing());

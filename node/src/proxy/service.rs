@@ -58,6 +58,9 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
                 if failure.unsent {
                     response.headers_mut().insert(names::UNSENT, HeaderValue::from_static("1"));
                 }
+                if failure.close {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 response
             }
         };
@@ -94,15 +97,22 @@ struct Failure {
     start: Option<Start>,
     /// Whether another node may serve it: nothing reached a function, and the reason is this node's.
     unsent: bool,
+    /// Whether the connection must not be used again, since its framing is in doubt.
+    close: bool,
 }
 
 fn fail(kind: ProblemKind, component: &'static str, detail: impl Into<String>) -> Failure {
-    Failure { kind, component, detail: detail.into(), start: None, unsent: false }
+    Failure { kind, component, detail: detail.into(), start: None, unsent: false, close: false }
 }
 
 impl Failure {
     fn unsent(mut self) -> Self {
         self.unsent = true;
+        self
+    }
+
+    fn closing(mut self) -> Self {
+        self.close = true;
         self
     }
 
@@ -113,6 +123,11 @@ impl Failure {
 }
 
 async fn manage_call(worker: &Worker, peer: &Peer, request: Request<Incoming>, request_id: String) -> Response<ResponseBody> {
+    if let Err(failure) = check_head(&request) {
+        let mut response = respond::problem(failure.kind, failure.component, failure.detail, &request_id);
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
     let mut request = request.map(axum::body::Body::new);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusts(worker, peer));
     request.extensions_mut().insert(manage::RequestId(request_id.clone()));
@@ -216,6 +231,16 @@ fn function_key(path: &str) -> Option<&str> {
 }
 
 fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
+    check_head(request).map_err(Failure::closing)?;
+    let limit = worker.shared.config.request_body_max.as_u64();
+    match http_body::Body::size_hint(request.body()).exact() {
+        Some(bytes) if bytes > limit => Err(body_too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses heads over their limits and those that can be read in two ways.
+fn check_head(request: &Request<Incoming>) -> Result<(), Failure> {
     if *request.method() == Method::CONNECT {
         return Err(fail(ProblemKind::MethodNotAllowed, "proxy", "CONNECT is not forwarded"));
     }
@@ -226,16 +251,16 @@ fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
     }
     headers::check_size(request.headers()).map_err(|over| fail(ProblemKind::HeadersTooLarge, "proxy", over.to_string()))?;
     if headers::ambiguous_framing(request.headers(), request.version()) {
-        return Err(fail(ProblemKind::Invalid, "proxy", "content-length and transfer-encoding contradict each other"));
+        return Err(fail(
+            ProblemKind::Invalid,
+            "proxy",
+            "a request's body is framed by one content-length or by `transfer-encoding: chunked`",
+        ));
     }
     if !headers::host_is_clear(request.headers(), request.uri(), request.version()) {
         return Err(fail(ProblemKind::Invalid, "proxy", "a request names its host exactly once"));
     }
-    let limit = worker.shared.config.request_body_max.as_u64();
-    match http_body::Body::size_hint(request.body()).exact() {
-        Some(bytes) if bytes > limit => Err(body_too_large(limit)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn body_too_large(limit: u64) -> Failure {
@@ -416,6 +441,7 @@ async fn finish(
         let cold = exchange.lease.timings();
         metrics.cold_phases(cold.claim_ms, cold.modules_ms, cold.load_ms);
     }
+    let asked_to_switch = client_side.is_some();
     if let (Some(function_side), Some(client_side)) = (function_side, client_side) {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = protocol {
@@ -427,6 +453,10 @@ async fn finish(
         let ended = move || exchange.finish(false);
         upgrade::join(client_side, function_side, idle_timeout, worker.shared.draining.clone(), gone, ended);
         return Ok(Response::from_parts(parts, ResponseBody::Own(None)));
+    }
+    if asked_to_switch {
+        // What the client has already sent after its request may not be HTTP: none of it is read as a request.
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let silence_max = Duration::from_millis(call.version.timeout_ms);
     let body = ResponseBody::Function(Box::new(FunctionBody::new(incoming, silence_max, exchange)));
@@ -508,5 +538,18 @@ mod tests {
         assert!("/b/c".parse::<FunctionPath>().is_err());
         assert_eq!(function_key("/run/a/b/%2e%2e"), Some("a/b/%2e%2e"));
         assert!("a/b/%2e%2e".parse::<FunctionPath>().is_err());
+    }
+
+    proptest::proptest! {
+        /// Whatever the path, the function that it names is the one at its beginning, byte for byte: nothing is decoded, joined or skipped.
+        #[test]
+        fn any_path_names_what_it_begins_with(path in "(/run)?(/?([a-z0-9-]{1,3}|%2[ef]|\\.\\.|[^a]|/|run|;)){0,9}") {
+            if let Some(key) = function_key(&path)
+                && let Ok(function) = key.parse::<FunctionPath>()
+            {
+                let rest = path.strip_prefix(&format!("/run/{function}"));
+                proptest::prop_assert!(rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')), "{}", path);
+            }
+        }
     }
 }

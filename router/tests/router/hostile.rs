@@ -16,7 +16,7 @@ async fn one_request_in_is_one_request_out_or_a_refusal() {
     })
     .await;
     let router = router(config(), &[node.addr]).await;
-    let wrong = hearth_edge::corpus::check(router.addr(), TARGET, || node.count()).await.unwrap();
+    let wrong = hearth_edge::corpus::check(router.addr(), TARGET, async || node.count()).await.unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -161,27 +161,33 @@ async fn oversized_and_ambiguous_requests_are_refused() {
     assert_eq!(send(get("/run/good/main/f", "content-length: 1\r\ncontent-length: 2\r\n")).await, "400");
     assert_eq!(send(get("/run/good/main/f", "transfer-encoding: gzip\r\n")).await, "400");
     hearth.deploy_code("good/main/headers", "module.exports = (c, req, res) => res.end(JSON.stringify(req.rawHeaders))").await;
-    both_framings_are_one_request(&hearth).await;
+    both_framings_are_refused(&hearth).await;
     let smuggled = hearth
         .request(Method::GET, "/run/good/main/headers")
         .header("hearth-call", "other@1 x 1 1 1")
         .header("connection", "x-forwarded-for, hearth-call");
     let seen = Answer::of(smuggled).await;
     assert!(!seen.text.contains("hearth-") && seen.text.contains("x-forwarded-for"), "{}", seen.text);
+    // Nothing is ever decompressed on the way: what a bomb would become is its function's own affair.
+    hearth
+        .deploy_code("good/main/length", "export default async (r) => Response.json({ n: (await r.arrayBuffer()).byteLength })")
+        .await;
+    let bomb = b"\x1f\x8b\x08 that would be a bomb".to_vec();
+    let packed = hearth.request(Method::POST, "/run/good/main/length").header("content-encoding", "gzip").body(bomb.clone());
+    assert_eq!(Answer::of(packed).await.expect(200).json()["n"], bomb.len());
     unharmed(&hearth).await;
 }
 
-/// Both framings at once: refused, or as RFC 9112 (6.3) has it: chunked counts, the length is not passed on, and the connection ends with
-/// the answer. What would be a second request under the other reading is none, and may cost the first its answer.
-async fn both_framings_are_one_request(hearth: &Hearth) {
+/// Both framings at once are refused, whatever lies behind them, and nothing more is read from the connection (RFC 9112, 6.1).
+async fn both_framings_are_refused(hearth: &Hearth) {
     for framing in ["content-length: 5\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 5"] {
-        for (smuggled, least) in [("", 1), ("GET /run/good/main/f HTTP/1.1\r\nhost: x\r\n\r\n", 0)] {
+        for smuggled in ["", "GET /run/good/main/f HTTP/1.1\r\nhost: x\r\n\r\n"] {
             let mut connection = RawConnection::to(&hearth.url).await;
             let request = format!("POST /run/good/main/headers HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n0\r\n\r\n{smuggled}");
             connection.send(request).await;
             let (answers, closed) = connection.read_to_end(Duration::from_secs(10)).await;
-            assert!(closed && (least..=1).contains(&answers.matches("HTTP/1.1 ").count()), "{framing}: {answers}");
-            assert!(answers.starts_with("HTTP/1.1 400") || !answers.contains("\"content-length\""), "{framing}: {answers}");
+            assert!(closed && answers.starts_with("HTTP/1.1 400"), "{framing}: {answers}");
+            assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{framing}: {answers}");
         }
     }
 }

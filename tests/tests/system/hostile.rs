@@ -1,7 +1,7 @@
 //! One tenant attacks the machine, another goes on working: bombs of every kind against the neighbour's answers, and what the
 //! attacker's account says afterwards. Counts and outcomes are asserted; how much slower the neighbour gets is the bench's business.
 
-use hearth_tests::{Answer, Hearth, until};
+use hearth_tests::{Answer, Hearth, Options, until};
 use reqwest::Method;
 use serde_json::json;
 use std::{fs, time::Duration};
@@ -108,6 +108,68 @@ async fn a_flood_of_requests_is_the_floods_problem() {
     let (bad, good) = (usage("bad").await, usage("good").await);
     assert!(bad["refused"].as_u64().unwrap() >= refused, "{bad}");
     assert_eq!((&good["refused"], &good["faults_platform"]), (&json!(0), &json!(0)), "{good}");
+}
+
+/// The node's own listener, which routers and `hearth up` give the world, takes nothing that a router would not.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_in_is_one_request_out_or_a_refusal() {
+    let hearth = Hearth::start().await;
+    let code = "let n = 0; export default async (r) => { if (r.url.endsWith('?count')) return Response.json({ n }); n++; await r.text(); return new Response('ok'); }";
+    hearth.deploy_code("acme/main/f", code).await;
+    let addr = hearth.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let count = async || hearth.get("acme/main/f?count").await.expect(200).json()["n"].as_u64().unwrap();
+    let wrong = hearth_edge::corpus::check(addr, "/run/acme/main/f", count).await.unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // The management API reads bodies, too.
+    let both = "POST /v1/tokens HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let coded = "POST /v1/tokens HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    for request in [both, coded] {
+        let said = hearth_edge::corpus::say(addr, request.as_bytes()).await.unwrap();
+        assert_eq!((said.statuses, said.closed), (vec![400], true), "{request}");
+    }
+}
+
+/// Containers come and go while tenants take turns: none finds what another has left, on disk or in memory, and none has anything of the
+/// machine in sight but its own directories.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_container_serves_two_tenants_or_sees_the_machine() {
+    let options = Options::default().set("node__handler__freeze_after", "300ms").set("node__handler__destroy_after", "1s");
+    let hearth = Hearth::with(options).await;
+    let code = "const fs = require('fs'); module.exports = (c, cb) => { const seen = [...fs.readdirSync('/tmp'), ...Object.keys(globalThis)].filter(k => k.startsWith('mark')); fs.writeFileSync('/tmp/mark-' + c.query.me, ''); globalThis['mark-' + c.query.me] = 1; cb(null, { seen }); };";
+    let tenants: Vec<String> = (0..6).map(|n| format!("t{n}")).collect();
+    for tenant in &tenants {
+        hearth.deploy_code(&format!("{tenant}/main/f"), code).await;
+    }
+    let mut cold = 0;
+    for _ in 0..4 {
+        for tenant in &tenants {
+            let answer = hearth.get(&format!("{tenant}/main/f?me={tenant}")).await;
+            let seen = answer.expect(200).json()["seen"].clone();
+            let own = json!(format!("mark-{tenant}"));
+            assert!(seen.as_array().unwrap().iter().all(|mark| *mark == own), "{tenant} has seen {seen}");
+            if answer.header("hearth-start") == "cold" {
+                cold += 1;
+                assert_eq!(seen, json!([]), "{tenant} got a container that was not fresh");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    assert!(cold > tenants.len(), "no container was destroyed and followed by another: {cold}");
+    let data = hearth.data_dir().canonicalize().unwrap();
+    for container in hearth.docker().running() {
+        let inspected = &container.inspected;
+        let binds = inspected.pointer("/HostConfig/Binds").unwrap_or(&json!(null));
+        assert!(
+            binds.is_null() && inspected.pointer("/HostConfig/Devices").is_none_or(|d| d.is_null() || *d == json!([])),
+            "{binds}"
+        );
+        for mount in inspected["Mounts"].as_array().unwrap().iter().filter(|m| m["Type"] == "bind") {
+            let (source, target) = (mount["Source"].as_str().unwrap(), mount["Destination"].as_str().unwrap());
+            let known = ["/run/hearth", "/hearth", "/opt/hearth", "/etc/resolv.conf", "/etc/hosts"].contains(&target);
+            assert!(known && std::path::Path::new(source).starts_with(&data), "{source} is mounted at {target}");
+            assert_eq!(mount["RW"], json!(target == "/run/hearth"), "{target}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
