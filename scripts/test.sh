@@ -53,7 +53,7 @@ infrastructure_tests() {
 
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
-step 'Docker' scripts/dockerd.sh
+step 'Docker' scripts/dockerd.sh gvisor
 # Programs and tests in one go, so that everything is compiled once, with one set of features.
 step 'compile' cargo build --workspace --all-targets --locked
 step 'images' images

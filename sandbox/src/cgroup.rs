@@ -144,7 +144,7 @@ impl Group {
         }
     }
 
-    /// New limits of memory, CPU and processes.
+    /// New limits of memory and CPU.
     pub(crate) fn resize(&self, limits: &Limits) -> io::Result<()> {
         let memory = limits.memory_mb.saturating_mul(MIB).to_string();
         let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
@@ -171,7 +171,7 @@ impl Group {
                 write(&path.join("cpu.weight"), &weight(limits.cpu_shares).to_string())?;
             }
         }
-        write(&self.file("pids", "pids.max")?, &limits.pids.to_string())
+        Ok(())
     }
 
     /// What it uses.
@@ -317,7 +317,7 @@ mod tests {
         let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(
             (read("memory.max"), read("memory.swap.max"), read("cpu.max"), read("cpu.weight"), read("pids.max")),
-            ("134217728".into(), "0".into(), "50000 100000".into(), "39".into(), "9".into())
+            ("134217728".into(), "0".into(), "50000 100000".into(), "39".into(), "max\n".into())
         );
     }
 

@@ -10,6 +10,7 @@ mod describe;
 mod engine;
 mod options;
 mod running;
+mod seccomp;
 mod slot_dir;
 
 pub use config::{Config, INSTANCE_BYTES_MAX, UID_BASE_MIN};

@@ -160,6 +160,7 @@ async fn inside_the_router(internet: String) {
             connections_max: CONNECTIONS_MAX,
             ..net::Config::default()
         },
+        oci_runtimes: vec!["runsc".to_owned()],
         ..Config::default()
     };
     let _cleanup = Cleanup::new(&config.instance);
@@ -178,6 +179,7 @@ async fn inside_the_router(internet: String) {
     world.reach_neither_each_other_nor_are_reached().await;
     world.have_one_address_and_no_ipv6().await;
     world.connections_are_bounded().await;
+    gvisor_is_filtered_alike(&sandbox, &world).await;
     let sandbox = policies_restrict_and_survive_a_restart(sandbox, &config, &world, &first, &second).await;
     what_passed_is_counted(&sandbox).await;
     a_slot_can_be_used_again(&sandbox, &slots, second).await;
@@ -271,6 +273,18 @@ impl Containers<'_> {
         // Those of earlier checks may still count while the kernel lets them go.
         assert!(open > 0 && open <= u64::from(CONNECTIONS_MAX), "{open} connections were open");
     }
+}
+
+/// Its connections are the machine's, in the container's own network namespace, so that the same filter sees them.
+async fn gvisor_is_filtered_alike(sandbox: &DockerSandbox, world: &Containers<'_>) {
+    let spec = hearth_sandbox::SandboxSpec { oci_runtime: Some("runsc".to_owned()), ..world.slots.eval_spec(3) };
+    let made = sandbox.create(&spec).await.unwrap();
+    assert_eq!(world.ask(3, &connect(PUBLIC, 80)).await.expect("the public address"), json!(ROUTER[0]));
+    for address in ["169.254.169.254", "10.77.0.10", ROUTER[0], &world.address(1).await.to_string()] {
+        let answer = world.ask(3, &connect(address, 80)).await;
+        assert!(answer.is_err(), "a container under gVisor has reached {address}: {answer:?}");
+    }
+    sandbox.destroy(&made.id).await.unwrap();
 }
 
 /// A tenant with an allow list reaches what is on it and nothing else, not even the resolver; a tenant without egress reaches nothing.

@@ -2,7 +2,7 @@
 //! [`SandboxSpec`], which holds nothing that a tenant can choose but sizes. It asks for no capability, no device, no host
 //! namespace and no host path but the slot's own directories and the runtime's program.
 
-use super::config::Config;
+use super::{config::Config, seccomp};
 use crate::{Purpose, SandboxError, SandboxSpec};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
@@ -31,6 +31,11 @@ const TMP_INODES_PER_MB: u64 = 256;
 const TMP_INODES_MAX: u64 = 262_144;
 /// Above the usual 0, so that the kernel takes a tenant's process before the node's own when the whole machine is short.
 const OOM_SCORE_ADJ: i64 = 500;
+/// Processes and threads that a runtime with a kernel of its own needs beside the tenant's: they count against the same limit, and where there is
+/// no room for them such a container hangs as it starts.
+const OWN_KERNEL_PIDS: u32 = 128;
+/// Runtimes that run a container's processes on the machine's kernel.
+const ON_THIS_KERNEL: [&str; 2] = ["runc", "crun"];
 const MIB: u64 = 1024 * 1024;
 
 /// Directory of a slot with files for the container's `/etc`, written by this crate.
@@ -129,20 +134,23 @@ fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -
     let limits = &spec.limits;
     let memory = to_i64("memory_mb", limits.memory_mb.saturating_mul(MIB))?;
     let nofile = to_i64("nofile", limits.nofile)?;
+    let runtime = oci_runtime(config, spec)?;
+    let own_kernel = runtime.as_deref().is_some_and(|name| !ON_THIS_KERNEL.contains(&name));
+    let pids = if own_kernel { limits.pids.saturating_add(OWN_KERNEL_PIDS) } else { limits.pids };
     if limits.memory_mb == 0 || limits.cpu_millis == 0 || limits.pids == 0 || limits.nofile == 0 || limits.tmp_mb == 0 {
         return Err(refuse(format!("a limit of zero would mean no limit: {limits:?}")));
     }
     Ok(HostConfig {
         // Isolation.
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned(), format!("seccomp={}", seccomp::profile())]),
         privileged: Some(false),
         readonly_rootfs: Some(true),
         network_mode: Some("none".to_owned()),
         // Private, and without a shared memory file system that would be one more thing to fill.
         ipc_mode: Some("none".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-        runtime: oci_runtime(config, spec)?,
+        runtime,
         // Node.js is process 1. An init process would cost memory in every container, and what it would reap counts against this
         // container's own limit of processes.
         init: Some(false),
@@ -152,7 +160,7 @@ fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
         cpu_shares: Some(i64::from(limits.cpu_shares)),
-        pids_limit: Some(i64::from(limits.pids)),
+        pids_limit: Some(i64::from(pids)),
         oom_score_adj: Some(OOM_SCORE_ADJ),
         // No limit of processes per user: it counts per user id over the whole machine, the container's own limit is enough.
         ulimits: Some(vec![ulimit("nofile", nofile), ulimit("core", 0)]),
@@ -291,7 +299,7 @@ mod tests {
             "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
             "HostConfig": {
                 "CapDrop": ["ALL"],
-                "SecurityOpt": ["no-new-privileges"],
+                "SecurityOpt": ["no-new-privileges", format!("seccomp={}", seccomp::profile())],
                 "Privileged": false,
                 "ReadonlyRootfs": true,
                 "NetworkMode": "none",
@@ -362,6 +370,16 @@ mod tests {
         for bad in [with_args, without_script, relative, unlimited, other_runtime, no_uid] {
             assert!(matches!(container(&config(), &bad, true), Err(SandboxError::Failed { .. })), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_kernel_of_its_own_has_room_for_its_threads() {
+        let config = Config { oci_runtimes: vec!["runsc".to_owned(), "crun".to_owned()], ..config() };
+        let pids = |runtime: Option<&str>| {
+            let spec = SandboxSpec { oci_runtime: runtime.map(str::to_owned), ..spec(Purpose::Runtime) };
+            container(&config, &spec, true).unwrap().host_config.unwrap().pids_limit
+        };
+        assert_eq!((pids(None), pids(Some("crun")), pids(Some("runsc"))), (Some(64), Some(64), Some(64 + 128)));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Inner {
 
     pub(super) async fn resize(&self, id: &SandboxId, limits: &Limits) -> Result<(), SandboxError> {
         let call = "resize";
-        if limits.memory_mb == 0 || limits.cpu_millis == 0 || limits.pids == 0 {
+        if limits.memory_mb == 0 || limits.cpu_millis == 0 {
             return Err(SandboxError::Failed { call, detail: format!("a limit of zero would mean no limit: {limits:?}") });
         }
         let known = self.find(id).await?;
@@ -69,7 +69,6 @@ impl Inner {
             memory_swap: Some(memory),
             nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
             cpu_shares: Some(i64::from(limits.cpu_shares)),
-            pids_limit: Some(i64::from(limits.pids)),
             ..ContainerUpdateBody::default()
         };
         self.engine.quick(call, self.engine.docker().update_container(&id.0, body)).await

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod builds;
+mod gvisor;
 mod hostile;
 mod journey;
 mod lifecycle;
