@@ -67,8 +67,12 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
         tracing::warn!("{warning}");
     }
     // `up` is for trying and for a single machine whose operator reads the warnings; a machine of a cluster has nobody who looks.
-    if config.role != Role::Up {
-        doctor::require_safe(&settings.docker, &description)?;
+    if config.role != Role::Up
+        && let Err(refused) = doctor::require_safe(&settings.docker, &description)
+    {
+        // Nothing of this process stays on a machine that it does not want.
+        docker.close().await.context("taking the packet filter away again")?;
+        return Err(refused);
     }
     let stores = hearth_store::open(&settings.store.clone().unwrap_or_else(|| hearth_store::Config::embedded(&data_dir))).await?;
     let registry = Arc::new(Registry::new(settings.registry.clone())?);

@@ -172,7 +172,7 @@ fn check(settings: &Settings) -> Result<()> {
 /// What a role needs of its cluster, and what would split one.
 fn check_cluster(settings: &Settings, role: Role) -> Result<()> {
     let cluster = &settings.cluster;
-    let is_shared = !matches!(settings.placement, hearth_placement::Config::Local);
+    let is_shared = !matches!(settings.placement, hearth_placement::Config::Local {});
     match role {
         Role::Up if is_shared => bail!(
             "placement.backend is etcd, but `hearth up` is a machine by itself: run `hearth node` and `hearth router`, or take section \
@@ -268,5 +268,43 @@ mod tests {
         let parsed: Result<Settings, _> =
             Figment::from(Serialized::defaults(Settings::default())).merge(Toml::string("[node]\nlissen = 1")).extract();
         assert!(parsed.unwrap_err().to_string().contains("lissen"));
+    }
+
+    /// The keys of a value, with those of the tables in it, as paths.
+    fn tables(value: &serde_json::Value, at: &str, found: &mut Vec<String>) {
+        if let Some(object) = value.as_object() {
+            found.push(at.to_owned());
+            for (key, value) in object {
+                tables(value, &if at.is_empty() { key.clone() } else { format!("{at}.{key}") }, found);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_in_every_section() {
+        let mut sections = Vec::new();
+        tables(&serde_json::to_value(Settings::default()).unwrap(), "", &mut sections);
+        assert!(sections.len() > 8, "{sections:?}");
+        // Of the operator's own naming: classes and the like.
+        for section in sections.iter().filter(|s| !s.ends_with("classes")) {
+            let line = if section.is_empty() { "no_such_key = 1\n".to_owned() } else { format!("[{section}]\nno_such_key = 1\n") };
+            let parsed: Result<Settings, _> =
+                Figment::from(Serialized::defaults(Settings::default())).merge(Toml::string(&line)).extract();
+            assert!(parsed.is_err(), "{section} takes any key");
+        }
+    }
+
+    proptest::proptest! {
+        /// Text that looks like a configuration is one, or an error that a person can read; never a panic.
+        #[test]
+        fn any_text_is_a_configuration_or_an_error(
+            text in "(\\[(store|docker|node|router|placement|cluster|registry|builder)(\\.[a-z]{1,8})?\\]\n|[a-z_]{1,12} = ([-0-9e.]{1,9}|\"[ -~]{0,12}\"|true|\\[\\]|\\{\\})\n|.{0,20}\n){0,8}",
+        ) {
+            let parsed: Result<Settings, _> = Figment::from(Serialized::defaults(Settings::default())).merge(Toml::string(&text)).extract();
+            match parsed {
+                Ok(settings) => { let _ = check(&settings); let _ = check_cluster(&settings, Role::Node); }
+                Err(error) => proptest::prop_assert!(!error.to_string().is_empty()),
+            }
+        }
     }
 }

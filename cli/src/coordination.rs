@@ -64,7 +64,7 @@ impl Coordination {
     /// # Errors
     /// When its name is none.
     pub fn link(&self, settings: &Settings) -> Result<Option<cluster::Link>> {
-        if matches!(settings.placement, placement::Config::Local) {
+        if matches!(settings.placement, placement::Config::Local {}) {
             return Ok(None);
         }
         let config = settings.cluster.clone();

@@ -5,15 +5,20 @@ use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// The coordinator of a cluster, or of one machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "backend", rename_all = "lowercase", deny_unknown_fields)]
 #[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Config {
-    /// In this process: one machine is the whole cluster.
-    #[default]
-    Local,
+    /// In this process: one machine is the whole cluster. With braces, since keys that belong to another backend would pass unseen without.
+    Local {},
     /// etcd.
     Etcd(EtcdConfig),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::Local {}
+    }
 }
 
 /// How etcd is reached.
@@ -156,7 +161,7 @@ impl Config {
     #[must_use]
     pub fn prefix(&self) -> &str {
         match self {
-            Self::Local => PREFIX,
+            Self::Local {} => PREFIX,
             Self::Etcd(etcd) => &etcd.prefix,
         }
     }
@@ -181,7 +186,7 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Coordinator>, ConnectErr
 /// [`ConnectError`] when the configuration is wrong.
 pub async fn connect_lazy(config: &Config) -> Result<Arc<dyn Coordinator>, ConnectError> {
     Ok(match config {
-        Config::Local => Arc::new(LocalCoordinator::new()),
+        Config::Local {} => Arc::new(LocalCoordinator::new()),
         Config::Etcd(etcd) => Arc::new(EtcdCoordinator::new(etcd).await?),
     })
 }

@@ -46,6 +46,26 @@ fn unreachable(url: &str, error: &reqwest::Error) -> anyhow::Error {
     Refused { code: 5, text }.into()
 }
 
+/// The server's address without what a path would double.
+///
+/// # Errors
+/// What is wrong with it, and how one looks.
+fn server(text: &str) -> Result<String> {
+    let wrong = match reqwest::Url::parse(text) {
+        Err(error) if !text.contains("://") => format!("it does not begin with http:// or https:// ({error})"),
+        Err(error) => error.to_string(),
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => format!("{}:// is neither http:// nor https://", url.scheme()),
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            "it holds a name or a password; a token goes into --token or HEARTH_TOKEN".to_owned()
+        }
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => "it has a query or a fragment".to_owned(),
+        Ok(_) => return Ok(text.trim_end_matches('/').to_owned()),
+    };
+    // Not the text itself where it may hold a password.
+    let shown = if text.contains('@') { "the server's URL" } else { text };
+    Err(anyhow::anyhow!("{shown} is no server's URL: {wrong}\nSay --url or HEARTH_URL as in http://127.0.0.1:8080"))
+}
+
 /// A server.
 pub struct Client {
     http: reqwest::Client,
@@ -60,6 +80,7 @@ fn local_token() -> Option<String> {
 
 impl Client {
     pub fn new(connection: &Connection) -> Result<Self> {
+        let url = server(&connection.url)?;
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots())
@@ -70,7 +91,7 @@ impl Client {
             .user_agent(concat!("hearth-cli/", env!("CARGO_PKG_VERSION")))
             .build()?;
         let token = connection.token.clone().filter(|t| !t.is_empty()).or_else(local_token);
-        Ok(Self { http, url: connection.url.trim_end_matches('/').to_owned(), token })
+        Ok(Self { http, url, token })
     }
 
     /// A request without the token.
@@ -150,4 +171,28 @@ fn roots() -> rustls::RootCertStore {
         }
     }
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_none_is_refused_with_what_is_wrong() {
+        assert_eq!(server("http://127.0.0.1:8080/").unwrap(), "http://127.0.0.1:8080");
+        assert_eq!(server("https://hearth.example.com/below").unwrap(), "https://hearth.example.com/below");
+        for (text, word) in [
+            ("nonsense", "http://"),
+            ("", "http://"),
+            ("localhost:8080", "localhost://"),
+            ("ftp://a", "ftp://"),
+            ("http://", "host"),
+            ("http://a:99999", "port"),
+            ("http://a?b", "query"),
+            ("http://me:secret@a", "--token"),
+        ] {
+            let said = server(text).unwrap_err().to_string();
+            assert!(said.contains(word) && said.contains("HEARTH_URL") && !said.contains("secret"), "{text:?}: {said}");
+        }
+    }
 }

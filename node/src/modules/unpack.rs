@@ -366,4 +366,75 @@ mod tests {
         let archive = pack(|b| b.append(&header(b"x", tar::EntryType::Regular, 4096), &[7; 4096][..]).unwrap());
         assert!(try_unpack(&archive[..archive.len() - 4]).1.is_err());
     }
+
+    /// An archive as an attacker's mutations leave it: names, kinds, sizes and bytes of headers that were right once.
+    fn mutated() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+        use proptest::{collection::vec, prelude::*, sample::select};
+        use tar::EntryType as T;
+        let names = vec!["a", "a/b", "../x", "/x", "a/../../x", "./a", "a//b", "a\\..\\x", "", "\u{e9}", "node_modules/x/index.js"];
+        let kinds = vec![
+            T::Regular,
+            T::Directory,
+            T::Symlink,
+            T::Link,
+            T::Char,
+            T::Fifo,
+            T::XHeader,
+            T::XGlobalHeader,
+            T::GNULongName,
+            T::GNUSparse,
+        ];
+        let entry = (select(names), select(kinds), vec(any::<u8>(), 0..40), prop_oneof![Just(None), any::<u64>().prop_map(Some)]);
+        (vec(entry, 0..6), vec((any::<usize>(), any::<u8>()), 0..6), any::<bool>()).prop_map(|(entries, swaps, again)| {
+            let mut bytes = Vec::new();
+            for (name, kind, content, size) in entries {
+                let mut header = header(name.as_bytes(), kind, size.unwrap_or(content.len() as u64));
+                let _ = header.set_link_name("../../x");
+                header.set_cksum();
+                bytes.extend_from_slice(header.as_bytes());
+                bytes.extend_from_slice(&content);
+                bytes.resize(bytes.len().next_multiple_of(512), 0);
+            }
+            for (at, byte) in swaps {
+                let len = bytes.len().max(1);
+                if let Some(place) = bytes.get_mut(at % len) {
+                    *place = byte;
+                }
+            }
+            if again {
+                // Checksums that are right, so that what was changed gets past them.
+                for block in bytes.chunks_exact_mut(512) {
+                    block[148..156].fill(b' ');
+                    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            bytes
+        })
+    }
+
+    fn only_plain_things(dir: &Path) -> bool {
+        fs::read_dir(dir).unwrap().map(Result::unwrap).all(|entry| {
+            let metadata = fs::symlink_metadata(entry.path()).unwrap();
+            let mode = metadata.permissions().mode() & 0o7777;
+            if metadata.is_dir() {
+                mode == 0o755 && only_plain_things(&entry.path())
+            } else {
+                metadata.is_file() && [0o644, 0o755].contains(&mode)
+            }
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_bytes_nothing_but_files_and_directories_comes_out(bytes in mutated(), cut in proptest::prelude::any::<u16>()) {
+            let mut archive = zstd::encode_all(bytes.as_slice(), 1).unwrap();
+            if cut % 4 == 0 {
+                archive.truncate(usize::from(cut) % (archive.len() + 1));
+            }
+            let (root, _) = try_unpack(&archive);
+            proptest::prop_assert!(fs::read_dir(root.path()).unwrap().count() <= 1, "something lies beside its directory");
+            proptest::prop_assert!(only_plain_things(root.path()));
+        }
+    }
 }
