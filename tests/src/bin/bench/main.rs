@@ -14,6 +14,7 @@ mod density;
 mod generator;
 mod hop;
 mod modules;
+mod neighbour;
 mod platform;
 mod reference;
 mod report;
@@ -33,7 +34,7 @@ pub const PATH: &str = "/run/bench/m/hello";
 pub const CALL: &str = "hello@1 bench 30000 18 127.0.0.1";
 
 /// The parts and what they measure, in the order in which they run.
-const PARTS: [(&str, &str); 9] = [
+const PARTS: [(&str, &str); 10] = [
     ("runtime", "the runtime alone against raw node:http and express"),
     ("hop", "a warm request through the node against the same runtime directly, requests per second against nginx"),
     ("cold", "cold starts without modules; what refilling costs warm requests"),
@@ -42,6 +43,7 @@ const PARTS: [(&str, &str); 9] = [
     ("modules", "cold starts with modules, what the size of node_modules costs, creates with known modules"),
     ("disk", "bytes on disk for many tenants with the same modules"),
     ("generator", "the load generator's ceiling beside wrk and h2load"),
+    ("neighbour", "what attacks of every kind cost the tenant beside them, and how fast all is back"),
     ("scenarios", "the load test's scenarios: neighbours, overload, bursts, deploys"),
 ];
 
@@ -163,6 +165,7 @@ async fn part(name: &str, bench: &Bench, report: &mut Report) -> Result<()> {
         "memory" => density::memory(bench, report).await,
         "modules" => modules::measure(bench, report).await,
         "disk" => density::disk(bench, report).await,
+        "neighbour" => neighbour::measure(bench, report).await,
         "generator" => generator::measure(bench, report).await,
         _ => scenarios::measure(bench, report).await,
     }

@@ -73,6 +73,39 @@ impl Platform {
         Ok(answer)
     }
 
+    /// Puts something below `/v1` that must be taken.
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value> {
+        match self.put_any(path, body).await? {
+            (200..=299, answer) => Ok(answer),
+            (status, answer) => bail!("PUT {path}: {status} {answer}"),
+        }
+    }
+
+    /// Puts something below `/v1`, whatever is answered.
+    pub async fn put_any(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let request = self.http.put(format!("{}/v1{path}", self.url)).bearer_auth(&self.token).json(body);
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.json().await.unwrap_or_default()))
+    }
+
+    /// Calls a function; its answer's body only where it is JSON, and without keeping more than a problem has.
+    pub async fn get(&self, path: &str) -> Result<(u16, Value)> {
+        let mut response = self.http.get(format!("{}{path}", self.url)).send().await?;
+        let status = response.status().as_u16();
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            if body.len() < 64 * 1024 {
+                body.extend_from_slice(&chunk);
+            }
+        }
+        Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
+    /// Files that the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).map_or(0, Iterator::count)
+    }
+
     /// One source file as a function.
     pub async fn deploy_code(&self, path: &str, code: &str) -> Result<()> {
         self.deploy(path, &json!({ "code": code })).await.map(|_| ())

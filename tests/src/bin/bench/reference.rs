@@ -17,6 +17,11 @@ use tokio::{
 pub struct Process(Child);
 
 impl Process {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Asks it to leave, and waits.
     pub fn terminate(mut self) {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();

@@ -1,0 +1,126 @@
+//! What an attacker costs the tenant beside it: the same warm traffic with and without each attack, in turns, on one node. Besides the
+//! neighbour's latency it is told what the attacker was answered, and how long it took until everything it had taken was back.
+
+mod attack;
+
+use crate::{
+    Bench, HELLO, PATH, median,
+    platform::Platform,
+    report::{Bound, Report},
+};
+use anyhow::{Context, Result, ensure};
+use attack::{ATTACKS, Answers, Attack};
+use hearth_loadtest::bench as load;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Requests per second of the neighbour.
+pub const RATE: f64 = 100.0;
+/// Containers in the pool.
+const POOL: usize = 4;
+/// From the end of an attack until the next thing begins, where nothing says that all is back.
+const BACK_MAX: Duration = Duration::from_secs(60);
+/// Descriptors that come and go by themselves.
+const SLACK: usize = 64;
+
+/// What is known of one attack after some turns.
+#[derive(Default)]
+struct Seen {
+    ratios: Vec<f64>,
+    p99_ms: Vec<f64>,
+    errors: u64,
+    back: Vec<f64>,
+    answers: Answers,
+}
+
+/// Measures it.
+pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
+    let platform = bench.platform("neighbour", POOL).await?;
+    let result = against(bench, report, &platform).await;
+    platform.stop();
+    result
+}
+
+/// Attacks to be run: all, or those that `BENCH_ATTACKS` names.
+fn wanted() -> Vec<&'static Attack> {
+    let named = std::env::var("BENCH_ATTACKS").unwrap_or_default();
+    ATTACKS.iter().filter(|a| named.is_empty() || named.split(' ').any(|n| n == a.name)).collect()
+}
+
+async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Result<()> {
+    platform.deploy_code("bench/m/hello", HELLO).await?;
+    let target = load::Target::url(&format!("{}{PATH}", platform.url)).await?;
+    load::open_loop(&target, RATE, Duration::from_secs(1)).await?;
+    let attacks = wanted();
+    for attack in &attacks {
+        attack.prepare(platform).await.with_context(|| attack.name)?;
+    }
+    let mut seen: BTreeMap<&str, Seen> = BTreeMap::new();
+    let turns = if bench.quick { 0 } else { 3 };
+    for turn in 0..=turns {
+        for attack in &attacks {
+            let alone = load::open_loop(&target, RATE, bench.turn()).await?;
+            ensure!(alone.failed == 0, "the neighbour alone: {:?}", alone.failures);
+            let descriptors = platform.descriptors();
+            let stop = CancellationToken::new();
+            let (beside, answers) = tokio::join!(
+                async {
+                    // The attack is at its height when the neighbour is looked at.
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    let beside = load::open_loop(&target, RATE, bench.turn()).await;
+                    stop.cancel();
+                    beside
+                },
+                attack.run(platform, turn, &stop)
+            );
+            let (beside, answers) = (beside?, answers.with_context(|| attack.name)?);
+            let back = all_back(platform, attack, descriptors).await.with_context(|| format!("after {}", attack.name))?;
+            let seen = seen.entry(attack.name).or_default();
+            seen.errors += beside.failed + beside.unsent;
+            seen.answers.add(answers);
+            if turn > 0 || turns == 0 {
+                seen.ratios.push(beside.p99_ms() / alone.p99_ms());
+                seen.p99_ms.push(beside.p99_ms());
+                seen.back.push(back.as_secs_f64());
+            }
+        }
+    }
+    for attack in &attacks {
+        let seen = seen.remove(attack.name).unwrap_or_default();
+        let what = attack.about;
+        let note = format!("{:.2} ms; the offender: {}", median(seen.p99_ms), seen.answers);
+        report.add(&format!("p99 beside {what}, against without"), median(seen.ratios), "times", Bound::AtMost(1.2), note);
+        report.add("its errors", seen.errors as f64, "", Bound::AtMost(0.0), "");
+        let nameless = seen.answers.nameless as f64;
+        report.add("the offender's answers without component and reason", nameless, "", Bound::AtMost(0.0), "");
+        report.add("everything back after", median(seen.back), "s", Bound::AtMost(5.0), "");
+    }
+    Ok(())
+}
+
+/// Waits until the pool is full, the attacker is served again or refused for its limits alone, and the node holds what it held before.
+async fn all_back(platform: &Platform, attack: &Attack, descriptors: usize) -> Result<Duration> {
+    let ended = Instant::now();
+    loop {
+        let pool = platform.pool_level().await? >= POOL;
+        let served = attack.is_served(platform).await?;
+        let now = platform.descriptors();
+        if pool && served && now <= descriptors + SLACK {
+            return Ok(ended.elapsed());
+        }
+        ensure!(
+            ended.elapsed() < BACK_MAX,
+            "not all was back: pool full {pool}, attacker served {served}, {now} descriptors of {descriptors} before"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether a problem document names what the offender needs to know.
+pub fn is_named(problem: &Value) -> bool {
+    ["component", "reason", "detail"].iter().all(|key| problem[key].as_str().is_some_and(|text| !text.is_empty()))
+}

@@ -1,0 +1,249 @@
+//! The attacks: what is deployed for each, and how it is carried out until it is told to stop.
+
+use super::{RATE, is_named};
+use crate::platform::Platform;
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Callers at once of a function that attacks.
+const CALLERS: usize = 4;
+/// Connections of an attack from outside.
+const CONNECTIONS: usize = 1_000;
+/// The flood, against the neighbour's rate.
+const FLOOD_TIMES: f64 = 100.0;
+/// Modules that nobody has asked for, a few each turn: each version is built once.
+const STORM: [(&str, &[&str]); 4] = [
+    ("is-number", &["7.0.0", "6.0.0", "5.0.0", "4.0.0"]),
+    ("kind-of", &["6.0.3", "6.0.2", "6.0.1", "5.1.0"]),
+    ("isobject", &["4.0.0", "3.0.1", "3.0.0", "2.1.0"]),
+    ("is-odd", &["3.0.1", "3.0.0", "2.0.0", "1.0.0"]),
+];
+
+/// How an attack is carried out.
+enum How {
+    /// Its function is called, again and again; this is its code.
+    Function(&'static str),
+    /// More requests than its tenant may make.
+    Flood,
+    /// Requests whose heads never end.
+    Slow,
+    /// Connections that say nothing.
+    Hoard,
+    /// Functions whose modules nobody has built.
+    Builds,
+}
+
+/// One attack.
+pub struct Attack {
+    /// Its tenant's name, too.
+    pub name: &'static str,
+    /// In a table.
+    pub about: &'static str,
+    how: How,
+}
+
+const fn function(name: &'static str, about: &'static str, code: &'static str) -> Attack {
+    Attack { name, about, how: How::Function(code) }
+}
+
+/// All of them. Functions end by their deadline or by a limit; `?ok` asks them whether they live.
+pub const ATTACKS: [Attack; 13] = [
+    function("loop", "an endless loop", "for (;;);"),
+    function(
+        "fork",
+        "a fork bomb",
+        "const { spawn } = require('child_process'); for (let i = 0; i < 200; i++) try { spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore' }).on('error', () => {}); } catch {} for (;;);",
+    ),
+    function("heap", "a memory bomb (heap)", "const kept = []; for (;;) kept.push(new Array(1e5).fill(0).map((_, i) => ({ i })));"),
+    function("buffers", "a memory bomb (Buffer)", "const kept = []; for (;;) kept.push(Buffer.alloc(1e6, 1));"),
+    function(
+        "disk",
+        "a full disk",
+        "const fs = require('fs'); const mb = Buffer.alloc(1e6, 1); fs.rmSync('/tmp/full', { force: true }); for (;;) fs.appendFileSync('/tmp/full', mb);",
+    ),
+    function(
+        "inodes",
+        "inodes used up",
+        "const fs = require('fs'); fs.rmSync('/tmp/n', { recursive: true, force: true }); fs.mkdirSync('/tmp/n'); for (let i = 0; ; i++) fs.writeFileSync('/tmp/n/' + i, '');",
+    ),
+    function(
+        "descriptors",
+        "descriptors used up",
+        "const fs = require('fs'); const open = []; try { for (;;) open.push(fs.openSync('/dev/null')); } catch (e) { for (const f of open) fs.closeSync(f); throw e; }",
+    ),
+    function(
+        "output",
+        "1 GB of output",
+        "const line = 'x'.repeat(1e6); for (let i = 0; i < 1000; i++) console.log(line); cb(null, 'printed');",
+    ),
+    function(
+        "answer",
+        "an answer of 1 GB",
+        "let n = 0; const mb = Buffer.alloc(1e6, 1); const more = () => { while (n++ < 1000) if (!res.write(mb)) return res.once('drain', more); res.end(); }; more();",
+    ),
+    Attack { name: "flood", about: "100 times its requests", how: How::Flood },
+    Attack { name: "slow", about: "1,000 heads that never end", how: How::Slow },
+    Attack { name: "hoard", about: "1,000 silent connections", how: How::Hoard },
+    Attack { name: "builds", about: "a storm of builds", how: How::Builds },
+];
+
+/// What the offender was answered.
+#[derive(Default)]
+pub struct Answers {
+    statuses: BTreeMap<String, u64>,
+    /// Answers of the platform's that do not say who refuses, and why; and statuses that no offender should see.
+    pub nameless: u64,
+}
+
+impl Answers {
+    fn note(&mut self, status: u16, body: &Value) {
+        let reason = body["reason"].as_str().map_or_else(|| status.to_string(), |reason| format!("{status} {reason}"));
+        *self.statuses.entry(reason).or_default() += 1;
+        let documented = matches!(status, 429 | 502 | 503 | 504) && is_named(body);
+        self.nameless += u64::from(status >= 400 && !documented);
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: Self) {
+        for (status, count) in other.statuses {
+            *self.statuses.entry(status).or_default() += count;
+        }
+        self.nameless += other.nameless;
+    }
+}
+
+impl fmt::Display for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said: Vec<String> = self.statuses.iter().map(|(status, count)| format!("{count} x {status}")).collect();
+        f.write_str(&said.join(", "))
+    }
+}
+
+impl Attack {
+    fn path(&self) -> String {
+        format!("/run/{}/main/f", self.name)
+    }
+
+    /// Deploys what it needs.
+    pub async fn prepare(&self, platform: &Platform) -> Result<()> {
+        let limits = match self.how {
+            How::Flood => json!({ "rate_per_s": RATE, "burst": RATE, "concurrency": 50 }),
+            How::Builds => json!({ "builds_per_hour": 10 }),
+            _ => json!({}),
+        };
+        platform.put(&format!("/tenants/{}", self.name), &json!({ "limits": limits })).await?;
+        let attack = if let How::Function(code) = self.how { code } else { "cb(null, 'ok');" };
+        let code = format!(
+            "module.exports = (context, req, res) => {{ const cb = (e, v) => res.end(String(v)); if (context.query.ok) return cb(null, 'ok'); {attack} }};"
+        );
+        let spec = json!({ "code": code, "model": "webtask", "timeout_ms": 1_000, "memory_mb": 96 });
+        platform.deploy(&format!("{}/main/f", self.name), &spec).await?;
+        ensure!(self.is_served(platform).await?, "{} is not served before it attacks", self.name);
+        Ok(())
+    }
+
+    /// Whether its own function answers, or is refused for its own limits.
+    pub async fn is_served(&self, platform: &Platform) -> Result<bool> {
+        let (status, _) = platform.get(&format!("{}?ok=1", self.path())).await?;
+        Ok(matches!(status, 200 | 429))
+    }
+
+    /// Attacks until `stop`.
+    pub async fn run(&self, platform: &Platform, turn: usize, stop: &CancellationToken) -> Result<Answers> {
+        match self.how {
+            How::Function(_) => self.call(platform, stop).await,
+            How::Flood => self.flood(platform, stop).await,
+            How::Slow => connections(platform, stop, true).await,
+            How::Hoard => connections(platform, stop, false).await,
+            How::Builds => self.builds(platform, turn, stop).await,
+        }
+    }
+
+    async fn call(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
+        let callers = (0..CALLERS).map(|_| async {
+            let mut answers = Answers::default();
+            while !stop.is_cancelled() {
+                let (status, body) = platform.get(&self.path()).await?;
+                answers.note(status, &body);
+                // As an attacker would who is told to wait a moment, and does not.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            anyhow::Ok(answers)
+        });
+        let mut all = Answers::default();
+        for answers in futures_util::future::try_join_all(callers).await? {
+            all.add(answers);
+        }
+        Ok(all)
+    }
+
+    /// By a program of its own at the lowest priority, since what sending costs this machine is not what is measured.
+    async fn flood(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
+        let each = (RATE * FLOOD_TIMES / 20.0).to_string();
+        let url = format!("{}{}", platform.url, self.path());
+        let mut child = Command::new("nice")
+            .args(["-n", "19", "h2load", "--h1", "-t1", "-c20", "-D", "3600", "--rps", &each, &url])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut answers = Answers::default();
+        while !stop.is_cancelled() {
+            let (status, body) = platform.get(&self.path()).await?;
+            answers.note(status, &body);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(answers)
+    }
+
+    async fn builds(&self, platform: &Platform, turn: usize, stop: &CancellationToken) -> Result<Answers> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let mut answers = Answers::default();
+        for (module, versions) in STORM {
+            let version = versions[turn % versions.len()];
+            let body = json!({ "code": "module.exports = cb => cb(null, 1);", "dependencies": { module: version } });
+            let function = format!("/tenants/{}/containers/main/functions/g{}", self.name, MADE.fetch_add(1, Relaxed));
+            let (status, body) = platform.put_any(&function, &body).await?;
+            answers.note(status, &body);
+        }
+        stop.cancelled().await;
+        Ok(answers)
+    }
+}
+
+/// Connections that stay open, silent or with a byte of a head now and then.
+async fn connections(platform: &Platform, stop: &CancellationToken, speaking: bool) -> Result<Answers> {
+    let address = platform.url.trim_start_matches("http://").to_owned();
+    let mut tasks = JoinSet::new();
+    for n in 0..CONNECTIONS {
+        let (address, stop) = (address.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut stream = TcpStream::connect(address).await?;
+            if !speaking {
+                stop.cancelled().await;
+                return anyhow::Ok(());
+            }
+            stream.write_all(b"GET /run/slow/main/f HTTP/1.1\r\nhost: a\r\nx: ").await?;
+            tokio::time::sleep(Duration::from_millis(n as u64 % 1_000)).await;
+            while !stop.is_cancelled() && stream.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(Answers::default())
+}
