@@ -7,7 +7,7 @@ HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down up-cluster down-cluster image test test-modules check fmt bench promises release clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules fuzz attack check fmt bench promises release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,17 @@ test: ## Run every test, with real Docker; installs what they need
 
 test-modules: ## Build many real npm modules and call functions that use them (long, needs the npm registry)
 	@scripts/test.sh modules
+
+fuzz: ## Throw many more mutated inputs at everything that reads strangers' bytes; CASES=100000
+	@scripts/setup.sh up
+	PROPTEST_CASES=$(or $(CASES),20000) cargo test --workspace --locked --lib --test fuzz --bins -- fuzz framing unpack any_ whatever_ what_a nothing_of what_we_add
+
+attack: ## Let schemathesis, slowhttptest and h2load loose on a `hearth up` of its own; ATTACK_SECONDS=120
+	@scripts/setup.sh up
+	@scripts/dockerd.sh
+	@cargo build --release --locked --package hearth-cli
+	@$(HEARTH) image >/dev/null
+	@scripts/attack.sh $(HEARTH) $(ARGS)
 
 check: ## Format, lints, and the rules of this repository
 	@scripts/setup.sh up

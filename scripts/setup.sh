@@ -7,6 +7,7 @@
 #   setup.sh aws      a stand-in for the AWS services
 #   setup.sh etcd     etcd
 #   setup.sh terraform  what checks the infrastructure's code
+#   setup.sh attack   programs that attack a listener or an API
 #
 # Packages are installed with apt on Debian and its kin, as root. Elsewhere it names what is missing and ends with 1.
 set -euo pipefail
@@ -29,7 +30,7 @@ UP=(
   '@/etc/ssl/certs/ca-certificates.crt|ca-certificates|trusts the registry'
 )
 ETCD=('etcd|etcd-server|coordinates the nodes of a cluster' 'etcdctl|etcd-client|looks into etcd')
-TEST=("${UP[@]}" "${ETCD[@]}" 'ip|iproute2|makes network namespaces in tests')
+TEST=("${UP[@]}" "${ETCD[@]}" 'ip|iproute2|makes network namespaces in tests' 'runsc|runsc|gVisor, a runtime with a kernel of its own')
 BENCH=(
   "${TEST[@]}" 'nginx|nginx-light|a reference' 'wrk|wrk|a load generator to compare with' 'h2load|nghttp2-client|another one'
   'taskset|util-linux|gives generator and server a core each'
@@ -158,6 +159,16 @@ ensure_terraform() {
   fi
 }
 
+ensure_attack() {
+  ensure 'slowhttptest|slowhttptest|slow clients' 'h2load|nghttp2-client|a flood' 'curl|curl|speaks HTTP'
+  if [ ! -x target/attack/bin/schemathesis ]; then
+    say 'installing schemathesis into target/attack'
+    mkdir -p target
+    python3 -m venv target/attack
+    target/attack/bin/pip install --quiet 'schemathesis==4.32.5'
+  fi
+}
+
 if ! command -v cargo >/dev/null; then
   fail 'Rust is missing: install it with rustup (stable, 1.94 or newer), then run this again'
 fi
@@ -175,5 +186,6 @@ case "${1:-}" in
   etcd) ensure "${ETCD[@]}" ;;
   aws) ensure_aws ;;
   terraform) ensure_terraform ;;
-  *) fail 'usage: setup.sh up|test|bench|aws|etcd|terraform' ;;
+  attack) ensure_attack ;;
+  *) fail 'usage: setup.sh up|test|bench|aws|etcd|terraform|attack' ;;
 esac
