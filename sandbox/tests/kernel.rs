@@ -86,7 +86,8 @@ async fn gvisor_shows_its_own_kernel_and_holds_every_limit() {
     std::fs::write(module.join("file"), "from the host").unwrap();
     let read = "return require('fs').readFileSync('/hearth/m/file', 'utf8')";
     assert_eq!(eval(&dir, read).await.unwrap(), "from the host");
-    assert_eq!(eval(&dir, "require('fs').writeFileSync('/hearth/m/file', 'x')").await.unwrap_err(), "EROFS");
+    let written = eval(&dir, "require('fs').writeFileSync('/hearth/m/file', 'x')").await.unwrap_err();
+    assert!(["EROFS", "EACCES"].contains(&written.as_str()), "{written}");
     run("umount", &["--lazy", module.to_str().unwrap()]);
     // It stops and goes on.
     eval(&dir, "globalThis.n = 0; setInterval(() => { for (let i = 0; i < 1e5; i++) n++; }, 1)").await.unwrap();
