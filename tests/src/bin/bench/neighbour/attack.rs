@@ -136,7 +136,7 @@ impl Attack {
     /// Deploys what it needs.
     pub async fn prepare(&self, platform: &Platform) -> Result<()> {
         let limits = match self.how {
-            How::Flood => json!({ "rate_per_s": RATE, "burst": RATE, "concurrency": 50 }),
+            How::Flood => json!({ "rate_per_s": RATE as u32, "burst": RATE as u32, "concurrency": 50 }),
             How::Builds => json!({ "builds_per_hour": 10 }),
             _ => json!({}),
         };
