@@ -74,7 +74,7 @@ async fn nothing_is_left_to_a_tenant() {
         assert!(["EROFS", "EACCES", "EPERM"].contains(&code.as_str()), "{path}: {code}");
     }
     let env = eval(&dir, "return Object.keys(process.env).sort()").await.unwrap();
-    assert_eq!(env, json!(["HEARTH_RUN_DIR", "HOME", "HOSTNAME", "LANG", "PATH", "TZ"]));
+    assert_eq!(env, json!(["HEARTH_RUN_DIR", "HOME", "HOSTNAME", "LANG", "MALLOC_ARENA_MAX", "PATH", "TZ"]));
     let resolver = eval(&dir, "return require('fs').readFileSync('/etc/resolv.conf', 'utf8')").await.unwrap();
     assert_eq!(resolver, "nameserver 169.254.1.1\noptions ndots:0\n", "the host's own resolvers are none of a tenant's business");
     let interfaces = eval(&dir, "return Object.keys(require('os').networkInterfaces())").await.unwrap();
