@@ -134,8 +134,11 @@ impl BuildQueue for Mute {
     async fn depth(&self) -> Result<u64, QueueError> {
         self.0.depth().await
     }
-    async fn take_dead(&self, limit: usize) -> Result<Vec<BuildJob>, QueueError> {
-        self.0.take_dead(limit).await
+    async fn receive_dead(&self, limit: usize, visibility: Duration) -> Result<Vec<Delivery>, QueueError> {
+        self.0.receive_dead(limit, visibility).await
+    }
+    async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError> {
+        self.0.settle_dead(delivery).await
     }
 }
 

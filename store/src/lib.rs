@@ -5,6 +5,7 @@
 
 pub mod artifact;
 pub mod aws;
+mod calls;
 pub mod config;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -17,6 +18,7 @@ mod paging;
 pub mod queue;
 pub mod sqlite;
 
+pub use calls::CallsMetric;
 pub use artifact::{ArtifactError, ArtifactStore, Put};
 pub use config::{Config, OpenError, Stores, open, open_over};
 pub use function::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError};
