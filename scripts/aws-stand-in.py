@@ -9,6 +9,8 @@ Where moto differs from AWS and it matters here:
   undoing what others wrote meanwhile. Here every call of a service runs alone, so that conditions and transactions hold as they do on AWS.
 - moto copies a table item by item for each transaction. Here the copy is of references, which is as good, since items are replaced, not changed.
 - moto takes no client request tokens: a transaction that is sent twice is done twice. Hearth's own marker of each write covers that.
+- moto keeps no RedriveAllowPolicy of a queue, for which Terraform would wait.
+- moto applies a bucket policy without its conditions, so that a refusal of plain HTTP would refuse everything. Here policies are kept, not applied.
 - moto names the answer to CompleteMultipartUpload differently, which the SDK does not take.
 - Signatures and permissions are not checked, nothing is throttled, and a receive without a wait always finds what is there.
 """
@@ -24,9 +26,11 @@ from collections import defaultdict
 from moto.dynamodb.models import DynamoDBBackend
 from moto.dynamodb.models.dynamo_type import DynamoType
 from moto.dynamodb.models.table import Table
+from moto.iam.access_control import PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import FakeBucket
 from moto.s3.responses import S3Response
-from moto.sqs.models import SQSBackend
+from moto.sqs.models import Queue, SQSBackend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 
@@ -72,6 +76,7 @@ def make_s3_atomic():
         body = body.replace("CompleteMultipartUploadResponse", "CompleteMultipartUploadResult")
         return status, {name: value for name, value in headers.items() if name.lower() != "content-length"}, body
 
+    FakeBucket.get_permission = lambda *_args: PermissionResult.NEUTRAL
     S3Response._key_response_post = as_aws_names_it
     S3Response._key_response = alone(threading.RLock(), S3Response._key_response)
 
@@ -90,6 +95,8 @@ def make_sqs_atomic():
             time.sleep(0.05)
 
     SQSBackend.receive_message = receive_alone
+    Queue.redrive_allow_policy = None
+    Queue.BASE_ATTRIBUTES = [*Queue.BASE_ATTRIBUTES, "RedriveAllowPolicy"]
     for name in ("delete_message", "change_message_visibility", "send_message"):
         setattr(SQSBackend, name, alone(lock, getattr(SQSBackend, name)))
 

@@ -46,7 +46,7 @@ pack_binary() { # pack_binary ARCH FILE
   install -m 0755 "$2" "$dir/hearth"
   "${STRIP:-strip}" --strip-all "$dir/hearth"
   local glibc
-  glibc=$(objdump -T "$dir/hearth" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+  glibc=$("${OBJDUMP:-objdump}" -T "$dir/hearth" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
   [ "$(printf 'GLIBC_%s\n%s\n' "$GLIBC_MAX" "$glibc" | sort -V | tail -n 1)" = "GLIBC_$GLIBC_MAX" ] ||
     fail "the binary needs $glibc, and machines have GLIBC_$GLIBC_MAX: build on an older distribution"
   cp -r packaging/{bin,config,systemd,install.sh,cloudwatch-agent.json,logrotate.conf} LICENSE "$dir/"
@@ -79,9 +79,9 @@ if [ "$(uname -m)" = x86_64 ] && [ "$binary" = "$target/release/hearth" ]; then
   if command -v aarch64-linux-gnu-gcc >/dev/null && rustc --print target-libdir --target aarch64-unknown-linux-gnu 2>/dev/null | xargs -r test -d; then
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
       cargo build --release --locked --package hearth-cli --target aarch64-unknown-linux-gnu
-    STRIP=aarch64-linux-gnu-strip pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
+    STRIP=aarch64-linux-gnu-strip OBJDUMP=aarch64-linux-gnu-objdump pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
   else
-    say 'no arm64: that needs gcc-aarch64-linux-gnu and `rustup target add aarch64-unknown-linux-gnu`'
+    say 'no arm64: that needs the Debian packages gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and `rustup target add aarch64-unknown-linux-gnu`'
   fi
 fi
 

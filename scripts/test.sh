@@ -54,7 +54,7 @@ infrastructure_tests() {
 
 machines() {
   scripts/setup.sh terraform
-  HEARTH_TEST_MACHINES=all BINARY_UNDER_TEST="$PWD/$target/debug/hearth" \
+  TEST_MACHINES=all BINARY_UNDER_TEST="$PWD/$target/debug/hearth" \
     target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform --pattern test_machines.py
 }
 

@@ -12,14 +12,16 @@ pub mod conformance;
 pub mod directory;
 #[cfg(test)]
 mod embedded_tests;
+#[cfg(feature = "conformance")]
+pub mod faulty;
 pub mod function;
 pub mod keyring;
 mod paging;
 pub mod queue;
 pub mod sqlite;
 
-pub use calls::CallsMetric;
 pub use artifact::{ArtifactError, ArtifactStore, Put};
+pub use calls::CallsMetric;
 pub use config::{Config, OpenError, Stores, open, open_over};
 pub use function::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError};
 pub use keyring::{Keyring, KeyringError};

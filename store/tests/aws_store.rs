@@ -340,7 +340,8 @@ async fn secrets_under_kms_over_a_bad_connection() {
     let key = client.create_key().send().await.unwrap().key_metadata.unwrap().key_id;
     let bad = bad_connector("kms");
     // Each seals for functions of its own and opens what the other has sealed, so that nothing is remembered.
-    let (one, other) = (KmsKeyring::open(&bad, &place(), &key).await.unwrap(), KmsKeyring::open(&bad, &place(), &key).await.unwrap());
+    let (one, other) =
+        (KmsKeyring::open(&bad, &place(), &key).await.unwrap(), KmsKeyring::open(&bad, &place(), &key).await.unwrap());
     for n in 0..30 {
         let (here, elsewhere) = (path(&format!("acme/main/f{n}")), path(&format!("other/main/f{n}")));
         let sealed = one.seal(&here, "KEY", &format!("canary{n}")).await.unwrap();

@@ -11,6 +11,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -103,8 +104,9 @@ class World:
 
     def make(self):
         self.dir = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.image = f"hearth-{self.kind}:test"
+        self.image = f"hearth-{self.kind}:{self.name}"
         run("docker", "import", "--change", f"LABEL hearth.instance={self.name}", str(base(self.kind)), self.image)
+        self.stack.callback(lambda: run("docker", "rmi", self.image, check=False))
         run("docker", "network", "create", "--label", f"hearth.instance={self.name}", self.name)
         self.stack.callback(lambda: run("docker", "network", "rm", self.name, check=False))
         self.gateway = run("docker", "network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", self.name).stdout.strip()
@@ -117,9 +119,9 @@ class World:
     def close(self):
         self.stack.close()
 
-    def daemon(self, *command, env=None):
-        log = open(self.dir / f"{pathlib.Path(command[0]).name}.log", "wb")
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+    def daemon(self, *command):
+        with open(self.dir / f"{pathlib.Path(command[0]).name}.log", "wb") as log:
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
         def end():
             child.stdin.close()
@@ -180,8 +182,6 @@ def same_disk(one, other):
 
 
 def free_port(host):
-    import socket
-
     with socket.create_server((host, 0)) as held:
         return held.getsockname()[1]
 

@@ -111,6 +111,7 @@ class Apply(unittest.TestCase):
             "QUEUE": state["queue"]["name"],
             "DEAD_LETTER_QUEUE": state["dead_letter_queue"]["name"],
             "KMS_KEY": state["secrets_key"]["alias"],
+            "NPM_REGISTRY": "http://127.0.0.1:9/",
             "AWS_REGION": "eu-central-1",
             "ENDPOINT_URL": f'endpoint_url = "{self.url}"',
         }
@@ -130,7 +131,6 @@ class Apply(unittest.TestCase):
         again = self.hearth("admin", "init-aws", "--config", config)
         self.assertIn("exists already", again.stderr)
         self.serve(config)
-        self.assertEqual(self.terraform("plan", "-input=false", "-detailed-exitcode").count("No changes"), 1, "serving changes nothing that Terraform made")
 
         refused = self.terraform("destroy", "-auto-approve", "-input=false", succeeds=False)
         self.assertRegex(refused, r"deletion protection|protected against deletion|DeletionProtection", refused)

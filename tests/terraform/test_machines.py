@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import machines
 import support
 
-LONG = os.environ.get("HEARTH_TEST_MACHINES") == "all"
+LONG = os.environ.get("TEST_MACHINES") == "all"
 HELLO = "module.exports = (context, cb) => cb(null, { hello: process.env.WHO, node: process.version });"
-MODULE = "const ms = require('ms'); module.exports = cb => cb(null, { ms: ms('2 days') });"
 TEMPLATE = support.TERRAFORM / "modules/group/user-data.sh.tftpl"
 NAMES = {"table": "trial", "artifacts_bucket": "trial-artifacts", "queue": "trial-builds", "dead_letter_queue": "trial-builds-dead"}
 
@@ -98,6 +97,8 @@ class Roles(unittest.TestCase):
             "releases_bucket": {"name": "trial-releases"},
             "secrets_key": {"alias": "alias/trial"},
             "etcd_endpoints": [self.world.etcd],
+            # No module is built here: nothing listens there.
+            "npm_registry": "http://127.0.0.1:9/",
             **{what: {"name": named} for what, named in NAMES.items()},
         }
         values = {"role": role, "name": "trial", "cluster": cluster, "secret": f"trial/tls/{role}", "log_group": "none", "drain_s": 1020}

@@ -151,7 +151,7 @@ class Permissions(unittest.TestCase):
             self.assertEqual(actions(role) - needed(sdk_calls()) - {"s3:AbortMultipartUpload"}, set(), role)
         modules = ROOT / "terraform/modules"
         machine = [*(ROOT / "packaging/bin").iterdir(), modules / "group/user-data.sh.tftpl"]
-        self.assertEqual(actions("machine") - command_calls(machine) - AGENTS - {"autoscaling:RecordLifecycleActionHeartbeat"}, set())
+        self.assertEqual(actions("machine") - command_calls(machine) - AGENTS, set())
         self.assertLessEqual(command_calls(machine) - {"s3:PutObject"}, actions("machine"))
         etcd = [modules / "etcd/etcd-snapshot.sh", modules / "etcd/user-data.sh.tftpl"]
         self.assertEqual(actions("etcd") - command_calls(etcd) - AGENTS, set())

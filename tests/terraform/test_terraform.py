@@ -28,6 +28,7 @@ VARIABLES = {
     "hearth_version": "0.1.0",
     "hearth_sha256": "a" * 64,
     "etcd_sha256": "b" * 64,
+    "npm_registry": "https://registry.example.com/",
 }
 ZONES = {"small": {"zone": "eu-central-1a"}, "production": {"zones": ["eu-central-1a", "eu-central-1b", "eu-central-1c"]}}
 # (example, variables, words of the remedy)
@@ -36,6 +37,7 @@ REFUSED = [
     ("small", {"hearth_sha256": "abc"}, "make release"),
     ("small", {"etcd_sha256": ""}, "SHA256SUMS of the etcd release"),
     ("small", {"data_loss_confirmed": "yes"}, "exactly the installation's name"),
+    ("small", {"npm_registry": "registry.example.com"}, "npm config get registry"),
     ("small", {"account_id": "12"}, "aws sts get-caller-identity"),
     ("production", {"zones": ["eu-central-1a"]}, "examples/small"),
     ("production", {"node_size": {"min": 3, "max": 3}}, "starts a new machine before it ends an old one"),

@@ -144,11 +144,7 @@ pub const PERMISSIONS: [Permission; 13] = [
         resource: "bucket/artifacts/*",
         actions: &["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"],
     },
-    Permission {
-        roles: &["node"],
-        resource: "queue",
-        actions: &["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:SendMessage"],
-    },
+    Permission { roles: &["node"], resource: "queue", actions: &["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:SendMessage"] },
     Permission {
         roles: &["builder"],
         resource: "queue",

@@ -147,7 +147,9 @@ impl BuildQueue for SqliteStore {
                 let rows = statement
                     .query_map([limit], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)))?
                     .collect::<Result<Vec<_>, _>>()?;
-                let dead = |(id, doc): (i64, String)| Ok(Delivery { job: decode(|| "job".into(), &doc)?, receipt: id.to_string(), attempt });
+                let dead = |(id, doc): (i64, String)| {
+                    Ok(Delivery { job: decode(|| "job".into(), &doc)?, receipt: id.to_string(), attempt })
+                };
                 rows.into_iter().map(dead).collect::<Result<Vec<_>, Failure>>()
             })
             .await

@@ -42,7 +42,8 @@ async fn a_start_that_is_refused_names_resource_call_and_remedy() {
     assert!(said.contains("key alias/hearth") && said.contains("kms:GenerateDataKey") && said.contains(policy), "{said}");
 
     // A bucket that something else uses, and one that belongs to other data.
-    for (marker, words) in [("a picture", "used by something else"), (r#"{"schema":1,"installation":"other"}"#, "they hold different data")]
+    for (marker, words) in
+        [("a picture", "used by something else"), (r#"{"schema":1,"installation":"other"}"#, "they hold different data")]
     {
         world.put_object("hearth/hearth.json", marker).await;
         let said = world.process(Role::Node, "refused").refused();
