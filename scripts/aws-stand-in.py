@@ -95,7 +95,9 @@ def make_sqs_atomic():
             time.sleep(0.05)
 
     SQSBackend.receive_message = receive_alone
-    Queue.redrive_allow_policy = None
+    # An empty one is none.
+    kept = property(lambda self: vars(self).get("allowed") or None, lambda self, policy: vars(self).update(allowed=policy))
+    Queue.redrive_allow_policy = kept
     Queue.BASE_ATTRIBUTES = [*Queue.BASE_ATTRIBUTES, "RedriveAllowPolicy"]
     for name in ("delete_message", "change_message_visibility", "send_message"):
         setattr(SQSBackend, name, alone(lock, getattr(SQSBackend, name)))

@@ -199,6 +199,8 @@ class Machine:
         facts = run("docker", "inspect", "--format", "{{.State.Pid}} {{(index .NetworkSettings.Networks \"%s\").IPAddress}}" % world.name, self.container)
         pid, self.address = facts.stdout.split()
         until("systemd", lambda: self.sh("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded"))
+        # A machine may set what concerns its own network; the kernel's other settings stay read-only.
+        self.sh("mount --bind /proc/sys/net /proc/sys/net && mount -o remount,bind,rw /proc/sys/net")
         # The metadata's address, in this machine's own network namespace.
         run("nsenter", "--target", pid, "--net", "ip", "address", "add", f"{METADATA}/32", "dev", "lo")
         self.facts = {
