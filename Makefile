@@ -7,7 +7,7 @@ HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down up-cluster down-cluster image test test-modules fuzz attack check fmt bench promises release clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules test-machines fuzz attack check fmt bench promises release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ up: ## Install what is missing, build, start; DETACH=1 in the background, ARGS='
 	@$(HEARTH) image >/dev/null
 	@exec scripts/up.sh $(HEARTH) --data-dir $(DATA_DIR) $(ARGS)
 
-up-aws: ## Like a cluster's state on one machine: a stand-in for AWS, two nodes and a builder as processes of their own
+up-aws: ## Like a cluster's state on one machine: a stand-in for AWS, two nodes and two builders as processes of their own
 	@scripts/setup.sh up
 	@scripts/setup.sh aws
 	@scripts/dockerd.sh
@@ -64,6 +64,9 @@ attack: ## Let schemathesis, slowhttptest and h2load loose on a `hearth up` of i
 	@cargo build --release --locked --package hearth-cli
 	@$(HEARTH) image >/dev/null
 	@scripts/attack.sh $(HEARTH) $(ARGS)
+
+test-machines: ## Install a release on machines with systemd, start the roles, roll them under load (long, as root)
+	@scripts/test.sh machines
 
 check: ## Format, lints, and the rules of this repository
 	@scripts/setup.sh up

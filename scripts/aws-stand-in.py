@@ -1,6 +1,6 @@
 """A stand-in for DynamoDB, S3, SQS and KMS on this machine: moto's server, made atomic.
 
-  aws-stand-in.py --announce FILE [--port N] [--until-stdin-ends]
+  aws-stand-in.py --announce FILE [--host ADDRESS] [--port N] [--until-stdin-ends]
 
 Writes its URL to FILE once it answers. State is in memory and ends with it.
 
@@ -9,6 +9,8 @@ Where moto differs from AWS and it matters here:
   undoing what others wrote meanwhile. Here every call of a service runs alone, so that conditions and transactions hold as they do on AWS.
 - moto copies a table item by item for each transaction. Here the copy is of references, which is as good, since items are replaced, not changed.
 - moto takes no client request tokens: a transaction that is sent twice is done twice. Hearth's own marker of each write covers that.
+- moto keeps no RedriveAllowPolicy of a queue, for which Terraform would wait.
+- moto applies a bucket policy without its conditions, so that a refusal of plain HTTP would refuse everything. Here policies are kept, not applied.
 - moto names the answer to CompleteMultipartUpload differently, which the SDK does not take.
 - Signatures and permissions are not checked, nothing is throttled, and a receive without a wait always finds what is there.
 """
@@ -24,9 +26,11 @@ from collections import defaultdict
 from moto.dynamodb.models import DynamoDBBackend
 from moto.dynamodb.models.dynamo_type import DynamoType
 from moto.dynamodb.models.table import Table
+from moto.iam.access_control import PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import FakeBucket
 from moto.s3.responses import S3Response
-from moto.sqs.models import SQSBackend
+from moto.sqs.models import Queue, SQSBackend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 
@@ -72,6 +76,7 @@ def make_s3_atomic():
         body = body.replace("CompleteMultipartUploadResponse", "CompleteMultipartUploadResult")
         return status, {name: value for name, value in headers.items() if name.lower() != "content-length"}, body
 
+    FakeBucket.get_permission = lambda *_args: PermissionResult.NEUTRAL
     S3Response._key_response_post = as_aws_names_it
     S3Response._key_response = alone(threading.RLock(), S3Response._key_response)
 
@@ -90,6 +95,10 @@ def make_sqs_atomic():
             time.sleep(0.05)
 
     SQSBackend.receive_message = receive_alone
+    # An empty one is none.
+    kept = property(lambda self: vars(self).get("allowed") or None, lambda self, policy: vars(self).update(allowed=policy))
+    Queue.redrive_allow_policy = kept
+    Queue.BASE_ATTRIBUTES = [*Queue.BASE_ATTRIBUTES, "RedriveAllowPolicy"]
     for name in ("delete_message", "change_message_visibility", "send_message"):
         setattr(SQSBackend, name, alone(lock, getattr(SQSBackend, name)))
 
@@ -110,6 +119,7 @@ def end_with_stdin():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--announce", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--until-stdin-ends", action="store_true")
     args = parser.parse_args()
@@ -119,10 +129,10 @@ def main():
     if args.until_stdin_ends:
         threading.Thread(target=end_with_stdin, daemon=True).start()
     application = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", args.port, application, threaded=True, request_handler=Quiet)
+    server = make_server(args.host, args.port, application, threaded=True, request_handler=Quiet)
     aside = args.announce + ".new"
     with open(aside, "w", encoding="utf-8") as file:
-        file.write(f"http://127.0.0.1:{server.server_port}")
+        file.write(f"http://{args.host}:{server.server_port}")
     os.rename(aside, args.announce)
     server.serve_forever()
 

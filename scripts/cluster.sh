@@ -148,7 +148,10 @@ node_name = "${NODES[n]}"
 zone = "zone-$n"
 END
   done
-  configure builder builder </dev/null
+  configure builder builder <<END
+[builder]
+ops_listen = "127.0.0.1:0"
+END
   for n in "${!ROUTERS[@]}"; do
     configure "${ROUTERS[n]}" router <<END
 [router]

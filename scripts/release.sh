@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a release: what machines install, by version, with checksums and a list of what is in it.
 #
-#   release.sh [--debug-binary FILE] [--without-images] [OUT]
+#   release.sh [--debug-binary FILE [--version VERSION]] [--without-images] [OUT]
 #
 # OUT (target/release-files by default) gets hearth-ARCH.tar.gz (stripped binary, units, default configuration, install script, runbooks),
 # images-ARCH.tar.gz (the containers' images), hearth-ARCH.cdx.json (bill of materials), SHA256SUMS, and release.auto.tfvars.json for Terraform.
 # arm64 is built where this machine has a linker for it and the Rust target; otherwise it says that it is not. --debug-binary packs a binary
-# that is there (tests do), --without-images leaves the images out (a router needs none).
+# that is there, under another version if need be (tests do), --without-images leaves the images out (a router needs none).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,10 +16,11 @@ target=${CARGO_TARGET_DIR:-target}
 say() { echo "release: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-binary='' images=yes out=''
+binary='' images=yes out='' version=''
 while [ $# -gt 0 ]; do
   case "$1" in
     --debug-binary) binary=${2:?--debug-binary FILE} && shift ;;
+    --version) version=${2:?--version VERSION} && shift ;;
     --without-images) images=no ;;
     -*) fail "unknown argument $1" ;;
     *) out=$1 ;;
@@ -27,7 +28,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 out=${out:-$target/release-files}
-version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+[ -z "$version" ] || [ -n "$binary" ] || fail '--version is for --debug-binary: a release has the version of Cargo.toml'
+version=${version:-$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)}
 [ -n "$version" ] || fail 'Cargo.toml names no version in [workspace.package]'
 rm -rf "$out"
 mkdir -p "$out"
@@ -44,7 +46,7 @@ pack_binary() { # pack_binary ARCH FILE
   install -m 0755 "$2" "$dir/hearth"
   "${STRIP:-strip}" --strip-all "$dir/hearth"
   local glibc
-  glibc=$(objdump -T "$dir/hearth" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+  glibc=$("${OBJDUMP:-objdump}" -T "$dir/hearth" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
   [ "$(printf 'GLIBC_%s\n%s\n' "$GLIBC_MAX" "$glibc" | sort -V | tail -n 1)" = "GLIBC_$GLIBC_MAX" ] ||
     fail "the binary needs $glibc, and machines have GLIBC_$GLIBC_MAX: build on an older distribution"
   cp -r packaging/{bin,config,systemd,install.sh,cloudwatch-agent.json,logrotate.conf} LICENSE "$dir/"
@@ -77,9 +79,9 @@ if [ "$(uname -m)" = x86_64 ] && [ "$binary" = "$target/release/hearth" ]; then
   if command -v aarch64-linux-gnu-gcc >/dev/null && rustc --print target-libdir --target aarch64-unknown-linux-gnu 2>/dev/null | xargs -r test -d; then
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
       cargo build --release --locked --package hearth-cli --target aarch64-unknown-linux-gnu
-    STRIP=aarch64-linux-gnu-strip pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
+    STRIP=aarch64-linux-gnu-strip OBJDUMP=aarch64-linux-gnu-objdump pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
   else
-    say 'no arm64: that needs gcc-aarch64-linux-gnu and `rustup target add aarch64-unknown-linux-gnu`'
+    say 'no arm64: that needs the Debian packages gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and `rustup target add aarch64-unknown-linux-gnu`'
   fi
 fi
 

@@ -3,6 +3,7 @@
 #
 #   test.sh           everything but the long catalogue of real npm modules
 #   test.sh modules   that catalogue
+#   test.sh machines  a release on machines with systemd, rolled under load
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -51,6 +52,12 @@ infrastructure_tests() {
   BINARY_UNDER_TEST="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
 }
 
+machines() {
+  scripts/setup.sh terraform
+  TEST_MACHINES=all BINARY_UNDER_TEST="$PWD/$target/debug/hearth" \
+    target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform --pattern test_machines.py
+}
+
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
 step 'Docker' scripts/dockerd.sh gvisor
@@ -59,6 +66,8 @@ step 'compile' cargo build --workspace --all-targets --locked
 step 'images' images
 if [ "${1:-}" = modules ]; then
   step 'modules' cargo test --workspace --locked --test modules -- --test-threads 2
+elif [ "${1:-}" = machines ]; then
+  step 'machines' machines
 else
   step 'runtime' runtime_tests
   step 'oracles' oracles

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs two nodes and a builder as processes of their own against a stand-in for AWS services, in the foreground: an interrupt ends all of
+# Runs two nodes and two builders as processes of their own against a stand-in for AWS services, in the foreground: an interrupt ends all of
 # them. The stand-in keeps its state in memory, so that each start begins with nothing.
 #
 #   up-aws.sh HEARTH DIR
@@ -74,12 +74,17 @@ for n in 1 2; do
   children+=($!)
   wait_for "$dir/node$n.json" $! "$dir/node$n.log"
 done
-setsid "$hearth" builder --config "$dir/hearth.toml" --data-dir "$dir/builder" >"$dir/builder.log" 2>&1 </dev/null &
-children+=($!)
+for n in 1 2; do
+  setsid "$hearth" builder --config "$dir/hearth.toml" --data-dir "$dir/builder$n" --ops-listen "127.0.0.1:909$((n + 2))" \
+    --announce "$dir/builder$n.json" >"$dir/builder$n.log" 2>&1 </dev/null &
+  children+=($!)
+  wait_for "$dir/builder$n.json" $! "$dir/builder$n.log"
+done
 
 cat >&2 <<TEXT
 node 1             http://127.0.0.1:8081
 node 2             http://127.0.0.1:8082
+metrics            http://127.0.0.1:909{1,2}/metrics (nodes), 909{3,4} (builders)
 logs               $dir/*.log
 admin token        $dir/admin.token
 

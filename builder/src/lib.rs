@@ -6,6 +6,7 @@
 
 pub mod closure;
 mod container;
+mod ops;
 pub mod pack;
 mod settle;
 #[cfg(test)]
@@ -18,13 +19,15 @@ use hearth_registry::Registry;
 use hearth_sandbox::Sandbox;
 use hearth_store::{ArtifactStore, BuildQueue, FunctionStore};
 use serde::{Deserialize, Serialize};
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The builder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Where operators ask how a builder by itself does; inside `hearth up` nothing listens there.
+    pub ops_listen: SocketAddr,
     /// Builds at the same time.
     pub workers: usize,
     /// How long a build may take.
@@ -49,6 +52,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            ops_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: 2,
             build_timeout: Duration::from_secs(600),
             visibility: Duration::from_secs(60),
@@ -96,7 +100,10 @@ pub struct Builder {
     /// Names this process in records.
     name: String,
     program_dir: PathBuf,
+    counts: ops::Counts,
     leaving: CancellationToken,
+    /// Cancelled last.
+    left: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -109,10 +116,12 @@ impl Builder {
         let program_dir = container::write_program(&deps.data_dir, &deps.code_cache_dir)?;
         let builder = Arc::new(Self {
             name: format!("builder-{}-{:08x}", std::process::id(), rand::random::<u32>()),
+            counts: ops::Counts::new(config.workers.max(1)),
             config,
             deps,
             program_dir,
             leaving: CancellationToken::new(),
+            left: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         for n in 0..builder.config.workers.max(1) {
@@ -129,5 +138,6 @@ impl Builder {
         if tokio::time::timeout(Duration::from_secs(30), self.tasks.wait()).await.is_err() {
             tracing::warn!("a build did not end in time; its job will be delivered again");
         }
+        self.left.cancel();
     }
 }

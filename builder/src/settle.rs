@@ -13,6 +13,8 @@ use std::{
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
 /// An open record without a job is taken for lost after so long.
 const LOST_AFTER: Duration = Duration::from_secs(60);
+/// A dead letter is looked at by nobody else for so long.
+const DEAD_FOR: Duration = Duration::from_secs(30);
 /// Versions settled at a time.
 const VERSIONS_AT_ONCE: usize = 200;
 
@@ -72,28 +74,41 @@ impl Builder {
         Ok(true)
     }
 
+    /// A job among the dead letters: its workers ended every time, and whatever it does, it shall not go on doing it. Whether that is written
+    /// down; a letter is taken off only then.
+    async fn give_up(&self, job: &BuildJob) -> Result<bool, hearth_store::StoreError> {
+        let functions = &self.deps.functions;
+        let Some(found) = functions.get_module(&job.key).await? else { return Ok(true) };
+        if matches!(found.state, BuildState::Ready { .. } | BuildState::Failed { retry_at: None, .. }) {
+            return Ok(true);
+        }
+        let mut failed = found.clone();
+        failed.epoch += 1;
+        let reason = "the build ended its worker several times".to_owned();
+        failed.state = BuildState::Failed { reason, failed_at: now(), retry_at: None };
+        let written = functions.put_module(failed.clone(), Some(&found)).await?;
+        if written {
+            self.settle_waiting(&failed).await;
+        }
+        Ok(written)
+    }
+
     async fn sweep_once(&self) -> Result<(), String> {
         let functions = &self.deps.functions;
-        for job in self.deps.queue.take_dead(100).await.map_err(|e| e.to_string())? {
-            // Its workers ended every time: whatever it does, it shall not go on doing it.
-            let Some(found) = functions.get_module(&job.key).await.map_err(|e| e.to_string())? else { continue };
-            if matches!(found.state, BuildState::Ready { .. }) {
-                continue;
-            }
-            let mut failed = found.clone();
-            failed.epoch += 1;
-            let reason = "the build ended its worker several times".to_owned();
-            failed.state = BuildState::Failed { reason, failed_at: now(), retry_at: None };
-            if functions.put_module(failed.clone(), Some(&found)).await.map_err(|e| e.to_string())? {
-                self.settle_waiting(&failed).await;
+        for dead in self.deps.queue.receive_dead(100, DEAD_FOR).await.map_err(|e| e.to_string())? {
+            if self.give_up(&dead.job).await.map_err(|e| e.to_string())? {
+                self.deps.queue.settle_dead(&dead).await.map_err(|e| e.to_string())?;
             }
         }
         // The queue's count of jobs is an estimate on some backends; a build that may still go on is not sent again on its word.
         let no_build_lasts = self.config.build_timeout + LOST_AFTER;
-        let mut cursor: Option<String> = None;
+        let (mut cursor, mut oldest): (Option<String>, Option<Timestamp>) = (None, None);
         loop {
             let page = functions.list_modules(cursor.as_deref(), 500).await.map_err(|e| e.to_string())?;
             for record in page.items {
+                if matches!(record.state, BuildState::Queued) {
+                    oldest = Some(oldest.map_or(record.created_at, |o| o.min(record.created_at)));
+                }
                 match &record.state {
                     BuildState::Ready { .. } | BuildState::Failed { retry_at: None, .. } => self.settle_waiting(&record).await,
                     // Whoever should have sent or kept its job has ended in between.
@@ -105,6 +120,7 @@ impl Builder {
             }
             cursor = page.next;
             if cursor.is_none() {
+                self.counts.oldest_waits(oldest.map(|since| now().since(since)).unwrap_or_default());
                 return Ok(());
             }
         }

@@ -4,6 +4,7 @@
 use crate::{Builder, container::Outcome, settle::now};
 use hearth_model::{BuildState, ModuleRecord};
 use hearth_store::{Delivery, QueueError};
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -52,6 +53,7 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
     };
     tracing::info!(module = %job.spec, attempt = record.attempts, "building");
     let began = Instant::now();
+    let _running = Running::new(&builder.counts.running);
     let outcome = tokio::select! {
         outcome = builder.build(job, worker) => outcome,
         lost = heartbeat(builder, delivery) => {
@@ -66,7 +68,24 @@ async fn handle(builder: &Arc<Builder>, delivery: &Delivery, worker: usize) {
             return hand_back(builder, delivery, Duration::ZERO).await;
         }
     };
+    builder.counts.ended(&outcome, began.elapsed());
     finish(builder, delivery, record, outcome, began.elapsed()).await;
+}
+
+/// Counts a build as under way for as long as it lives.
+struct Running<'a>(&'a Gauge);
+
+impl<'a> Running<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Ends what is left of a build that this worker no longer follows.

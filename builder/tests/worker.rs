@@ -1,5 +1,7 @@
 //! Workers against the embedded store and a sandbox that plays npm: failures that pass and those that do not, and a worker that is taken
-//! for dead and comes back.
+//! for dead and comes back; stores that misbehave.
+
+#![allow(clippy::print_stdout, reason = "seeds are for whoever runs the tests")]
 
 use async_trait::async_trait;
 use hearth_builder::{Builder, Config, Deps};
@@ -9,7 +11,10 @@ use hearth_model::{
 };
 use hearth_registry::Registry;
 use hearth_sandbox::{Description, Exit, Limits, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage};
-use hearth_store::{BuildJob, BuildQueue, Delivery, NewVersion, Precondition, QueueError, Stores};
+use hearth_store::{
+    ArtifactStore, BuildJob, BuildQueue, Delivery, NewVersion, Precondition, QueueError, Stores, aws::faulty::Faults,
+    faulty::Faulty,
+};
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -134,8 +139,11 @@ impl BuildQueue for Mute {
     async fn depth(&self) -> Result<u64, QueueError> {
         self.0.depth().await
     }
-    async fn take_dead(&self, limit: usize) -> Result<Vec<BuildJob>, QueueError> {
-        self.0.take_dead(limit).await
+    async fn receive_dead(&self, limit: usize, visibility: Duration) -> Result<Vec<Delivery>, QueueError> {
+        self.0.receive_dead(limit, visibility).await
+    }
+    async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError> {
+        self.0.settle_dead(delivery).await
     }
 }
 
@@ -235,6 +243,14 @@ impl Bench {
         self.stores.functions.get_version(&self.path, VersionNumber(1)).await.unwrap().unwrap().status
     }
 
+    async fn settled(&self, holds: impl Fn(&VersionStatus) -> bool) {
+        let began = Instant::now();
+        while !holds(&self.version().await) {
+            assert!(began.elapsed() < Duration::from_secs(60), "the version stays {:?}", self.version().await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn queue_is_empty(&self) {
         let began = Instant::now();
         while self.stores.queue.depth().await.unwrap() > 0 {
@@ -296,6 +312,39 @@ async fn what_may_pass_is_tried_again_after_growing_waits_and_given_up_in_the_en
     bench.queue_is_empty().await;
     assert!(matches!(bench.version().await, VersionStatus::Failed { .. }));
     builder.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_ends_well_over_a_queue_and_a_store_that_misbehave() {
+    for seed in seeds(8) {
+        let mut bench = Bench::new().await;
+        let good = Arc::clone(&bench.stores.artifacts);
+        let queue = Arc::new(Faulty::<dyn BuildQueue>::new(Arc::clone(&bench.stores.queue), Faults::MANY, seed));
+        bench.stores.artifacts = Arc::new(Faulty::<dyn ArtifactStore>::new(Arc::clone(&good), Faults::MANY, seed));
+        let builder = bench.builder("one", Scripted::new(Npm::Works, "one", true), queue);
+        // A failure that may pass is tried again; three tries that all fail are one possible end, which must be told like any other.
+        let record = bench.until("the end", is_over).await;
+        match record.state {
+            BuildState::Ready { artifact, .. } => {
+                assert_eq!(good.head(&artifact.sha256).await.unwrap(), Some(artifact.bytes), "seed {seed}: what is ready is there");
+                bench.settled(|status| *status == VersionStatus::Ready).await;
+            }
+            _ => {
+                assert_eq!(record.attempts, 3, "seed {seed}: {record:?}");
+                bench.settled(|status| matches!(status, VersionStatus::Failed { .. })).await;
+            }
+        }
+        bench.queue_is_empty().await;
+        builder.shutdown().await;
+    }
+}
+
+/// Seeds of one run, printed; `HEARTH_TEST_SEED` names the first.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let first =
+        std::env::var("HEARTH_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()));
+    println!("HEARTH_TEST_SEED={first}");
+    first..first + count
 }
 
 #[tokio::test(flavor = "multi_thread")]

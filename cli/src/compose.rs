@@ -20,7 +20,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Runs the role until it is told to leave.
@@ -99,6 +102,11 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
             Some(Node::start(settings.node.clone(), deps).await?)
         }
     };
+    // Before a job is taken that nobody would finish if it cannot be bound.
+    let ops_listener = match config.role {
+        Role::Builder => Some(bind_ops(settings.builder.ops_listen).await?),
+        Role::Up | Role::Node | Role::Router => None,
+    };
     let builder = match config.role {
         Role::Router | Role::Node => None,
         Role::Up | Role::Builder => {
@@ -127,9 +135,14 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
     {
         node.catalog().set_news(false);
     }
-    match &node {
-        Some(node) => announce_node(node, &config.announce, &token_file, config.role)?,
-        None => say(&config.announce, &serde_json::json!({}))?,
+    match (&node, &builder, ops_listener) {
+        (Some(node), ..) => announce_node(node, &config.announce, &token_file, config.role)?,
+        (None, Some(builder), Some(listener)) => {
+            let ops = builder.serve_ops(listener, &stores.calls)?;
+            say(&config.announce, &serde_json::json!({ "ops_url": format!("http://{ops}") }))?;
+            eprintln!("metrics and health http://{ops}/metrics");
+        }
+        _ => {}
     }
 
     let asked_to_leave = node.as_ref().map(Node::asked_to_leave).unwrap_or_default();
@@ -159,6 +172,10 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
         () = leave => Ok(()),
         again = wait_for_signal() => { again?; bail!("ended by a second signal; containers of this node stay until it starts again") }
     }
+}
+
+async fn bind_ops(listen: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(listen).await.with_context(|| format!("builder.ops_listen {listen}: cannot be bound; give it a free port"))
 }
 
 fn prepare_data_dir(dir: &Path) -> Result<PathBuf> {

@@ -136,7 +136,9 @@ pub fn load(flags: Flags, role: Role) -> Result<Config> {
     let mut settings: Settings = figment.merge(environment).extract().context("the configuration is not valid")?;
     let (listen, ops_listen) = match role {
         Role::Router => (&mut settings.router.listen, &mut settings.router.ops_listen),
-        Role::Up | Role::Node | Role::Builder => (&mut settings.node.listen, &mut settings.node.ops_listen),
+        // A builder serves nothing else.
+        Role::Builder => (&mut settings.node.listen, &mut settings.builder.ops_listen),
+        Role::Up | Role::Node => (&mut settings.node.listen, &mut settings.node.ops_listen),
     };
     *listen = flags.listen.unwrap_or(*listen);
     *ops_listen = flags.ops_listen.unwrap_or(*ops_listen);

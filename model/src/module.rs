@@ -294,7 +294,7 @@ pub struct ModuleRecord {
     pub epoch: u64,
     /// How often it was tried.
     pub attempts: u32,
-    /// When somebody first asked.
+    /// When somebody asked, last if it had failed before.
     pub created_at: Timestamp,
     /// The integrity of the top package as the registry gives it (`sha512-...`).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -29,9 +29,13 @@ use tokio::sync::{mpsc, watch};
 pub struct Config {
     /// Functions that are remembered, those that do not exist included.
     pub functions_max: usize,
-    /// How old a record may be before the store is asked again, in the background.
+    /// How old a record may be before the store is asked again, in the background, while news of other nodes' changes cannot come.
     #[serde(with = "humantime_serde")]
     pub revalidate_after: Duration,
+    /// The same while news comes, which tells of changes sooner; this only finds what no news told. All functions of a tenant ask for the
+    /// tenant's item, so that this bounds how busy one item gets.
+    #[serde(with = "humantime_serde")]
+    pub revalidate_with_news: Duration,
     /// How long "no such function" is believed.
     #[serde(with = "humantime_serde")]
     pub absent_for: Duration,
@@ -48,6 +52,7 @@ impl Default for Config {
         Self {
             functions_max: 50_000,
             revalidate_after: Duration::from_secs(5),
+            revalidate_with_news: Duration::from_secs(60),
             absent_for: Duration::from_secs(1),
             read_timeout: Duration::from_secs(5),
             believe_without_news: Duration::from_secs(8),
@@ -105,7 +110,12 @@ pub struct Known {
     /// When it was last read, or a read that was to check it failed for a while.
     checked_at: Instant,
     refreshing: AtomicBool,
+    /// Stretches this record's age limit by chance, so that what was read at once is not looked up again at once.
+    patience: f64,
 }
+
+/// Shortest and longest patience.
+const PATIENCE: std::ops::Range<f64> = 0.75..1.25;
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -191,10 +201,15 @@ impl Catalog {
         if self.in_doubt(&known) {
             return None;
         }
-        if age >= self.config.revalidate_after && !known.refreshing.swap(true, Relaxed) {
+        if age >= self.revalidate_after().mul_f64(known.patience) && !known.refreshing.swap(true, Relaxed) {
             self.revalidate(key, &known);
         }
         Some(known)
+    }
+
+    fn revalidate_after(&self) -> Duration {
+        let Config { revalidate_after, revalidate_with_news, .. } = self.config;
+        if self.without_news.load(Relaxed) { revalidate_after } else { revalidate_after.max(revalidate_with_news) }
     }
 
     fn in_doubt(&self, known: &Known) -> bool {
@@ -250,6 +265,7 @@ impl Catalog {
             // Its age stays: the background goes on asking.
             checked_at: Instant::now(),
             refreshing: AtomicBool::new(false),
+            patience: doubted.patience,
         });
         self.known.insert(key.into(), Arc::clone(&known));
         known
@@ -280,8 +296,9 @@ impl Catalog {
             (Some(new), Some(old)) if *old == new => Some(old),
             (new, _) => new.map(Arc::new),
         };
-        let known =
-            Arc::new(Known { servable, gate, read_at: Instant::now(), checked_at: now, refreshing: AtomicBool::new(false) });
+        let patience = rand::random_range(PATIENCE);
+        let refreshing = AtomicBool::new(false);
+        let known = Arc::new(Known { servable, gate, read_at: Instant::now(), checked_at: now, refreshing, patience });
         if self.epoch.load(Acquire) == epoch {
             self.known.insert(key.into(), Arc::clone(&known));
         }
@@ -478,6 +495,26 @@ mod tests {
         assert_eq!(two.live().await, Some(VersionNumber(1)), "with news an old record is as good as a young one");
         two.catalog.set_news(false);
         assert_eq!(two.live().await, Some(VersionNumber(2)));
+    }
+
+    #[tokio::test]
+    async fn with_news_the_store_is_asked_again_more_rarely() {
+        let after = Duration::from_millis(20);
+        let two = Two::new(Config { revalidate_after: after, revalidate_with_news: NEVER, ..Config::default() }).await;
+        let looked = || two.catalog.counters.revalidations.load(Relaxed);
+        two.live().await;
+        tokio::time::sleep(after * 2).await;
+        two.live().await;
+        tokio::time::sleep(after).await;
+        assert_eq!(looked(), 0, "news tells of changes");
+        two.catalog.set_news(false);
+        two.changed_elsewhere().await;
+        let until = Instant::now() + Duration::from_secs(10);
+        while two.live().await != Some(VersionNumber(2)) {
+            assert!(Instant::now() < until, "no news tells, and nobody looks");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(looked() > 0);
     }
 
     #[tokio::test]

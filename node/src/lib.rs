@@ -1,7 +1,6 @@
 //! One VM: the proxy that takes HTTP, the management API, the container handler with its pool, the module cache. It imports no
 //! other role; it meets them in the store and over the wire.
 
-mod calls;
 pub mod catalog;
 pub mod cluster;
 pub mod config;
@@ -120,7 +119,7 @@ impl Node {
                 sandbox,
                 modules: Arc::clone(&modules),
                 functions: Arc::clone(&stores.functions),
-                artifacts: Arc::clone(&stores.artifacts),
+                bundles: Arc::clone(&stores.bundles),
                 keyring: Arc::clone(&stores.keyring),
                 logs: Arc::clone(&logs),
                 usage: Arc::clone(&usage),
@@ -134,13 +133,13 @@ impl Node {
         let leaving = CancellationToken::new();
         let mut metrics_registry = MetricsRegistry::with_prefix("hearth");
         let metrics = Arc::new(proxy::Metrics::register(&mut metrics_registry));
-        metrics_registry.register_collector(Box::new(calls::Calls(Arc::clone(&stores.calls))));
+        metrics_registry.register_collector(Box::new(hearth_store::CallsMetric(Arc::clone(&stores.calls))));
         let status = Arc::new(status::Source::new(Arc::clone(&handler), Arc::clone(&modules), Arc::clone(&catalog), description));
         let manage = manage::router(
             config.manage,
             manage::Deps {
                 functions: Arc::clone(&stores.functions),
-                artifacts: Arc::clone(&stores.artifacts),
+                bundles: Arc::clone(&stores.bundles),
                 queue: Arc::clone(&stores.queue),
                 keyring: Arc::clone(&stores.keyring),
                 registry,

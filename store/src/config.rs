@@ -171,8 +171,10 @@ impl Config {
 pub struct Stores {
     /// Records.
     pub functions: Arc<dyn FunctionStore>,
-    /// Artifacts.
+    /// Artifacts of modules.
     pub artifacts: Arc<dyn ArtifactStore>,
+    /// Code bundles of functions.
+    pub bundles: Arc<dyn ArtifactStore>,
     /// Builds to do.
     pub queue: Arc<dyn BuildQueue>,
     /// Keys.
@@ -219,13 +221,15 @@ pub async fn open(config: &Config) -> Result<Stores, OpenError> {
 /// [`OpenError`] names the section of the configuration.
 pub async fn open_over(config: &Config, connector: &Connector) -> Result<Stores, OpenError> {
     config.validate()?;
-    let (artifacts, objects): (Arc<dyn ArtifactStore>, _) = match &config.artifacts {
-        ArtifactsConfig::Directory { path } => (Arc::new(DirectoryStore::open(path)?), None),
+    let (artifacts, bundles, objects): (Arc<dyn ArtifactStore>, Arc<dyn ArtifactStore>, _) = match &config.artifacts {
+        ArtifactsConfig::Directory { path } => {
+            (Arc::new(DirectoryStore::open(path)?), Arc::new(DirectoryStore::open(&path.join("bundles"))?), None)
+        }
         ArtifactsConfig::S3 { bucket, bucket_owner, region, endpoint_url } => {
             let place = place(region.as_ref(), endpoint_url.as_ref());
             let store = Arc::new(S3Store::new(connector, &place, bucket, bucket_owner.clone()).await);
             store.ping().await?;
-            (Arc::clone(&store) as _, Some(store))
+            (Arc::clone(&store) as _, Arc::new(store.bundles()), Some(store))
         }
     };
     let (functions, queue): (Arc<dyn FunctionStore>, Arc<dyn BuildQueue>) = match (&config.records, &config.queue, objects) {
@@ -253,7 +257,7 @@ pub async fn open_over(config: &Config, connector: &Connector) -> Result<Stores,
             Arc::new(KmsKeyring::open(connector, &place, key_id).await?)
         }
     };
-    Ok(Stores { functions, artifacts, queue, keyring, calls: Arc::clone(connector.stats()) })
+    Ok(Stores { functions, artifacts, bundles, queue, keyring, calls: Arc::clone(connector.stats()) })
 }
 
 #[cfg(test)]

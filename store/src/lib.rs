@@ -5,12 +5,15 @@
 
 pub mod artifact;
 pub mod aws;
+mod calls;
 pub mod config;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod directory;
 #[cfg(test)]
 mod embedded_tests;
+#[cfg(feature = "conformance")]
+pub mod faulty;
 pub mod function;
 pub mod keyring;
 mod paging;
@@ -18,6 +21,7 @@ pub mod queue;
 pub mod sqlite;
 
 pub use artifact::{ArtifactError, ArtifactStore, Put};
+pub use calls::CallsMetric;
 pub use config::{Config, OpenError, Stores, open, open_over};
 pub use function::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError};
 pub use keyring::{Keyring, KeyringError};

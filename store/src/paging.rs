@@ -1,13 +1,8 @@
-//! Small steps that every backend of [`crate::FunctionStore`] shares: cursors of lists, and preconditions.
+//! Small steps that every backend of [`crate::FunctionStore`] shares: cursors and pages of lists.
 
-use crate::{Page, Precondition, StoreError};
+use crate::{Page, StoreError};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hearth_model::limits;
-
-/// Whether what is stored (its generation; none when absent) is what the caller requires.
-pub(crate) fn check(what: &str, precondition: Precondition, actual: Option<u64>) -> Result<(), StoreError> {
-    precondition.check(what, actual)
-}
 
 /// The key after which a page starts; the empty text comes before all names.
 pub(crate) fn after(cursor: Option<&str>) -> Result<String, StoreError> {

@@ -65,6 +65,9 @@ pub trait BuildQueue: Send + Sync + 'static {
     async fn release(&self, delivery: &Delivery, delay: Duration) -> Result<(), QueueError>;
     /// Jobs waiting or in flight; on some backends an estimate.
     async fn depth(&self) -> Result<u64, QueueError>;
-    /// Takes up to `limit` jobs off the dead letters, so that their records can be settled.
-    async fn take_dead(&self, limit: usize) -> Result<Vec<BuildJob>, QueueError>;
+    /// Up to `limit` jobs of the dead letters, so that their records can be settled. Each comes again after `visibility` (at once, where
+    /// this process alone has the queue), until `settle_dead`.
+    async fn receive_dead(&self, limit: usize, visibility: Duration) -> Result<Vec<Delivery>, QueueError>;
+    /// What the dead letter meant is written down: never deliver it again. Settling what is gone already is no error.
+    async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError>;
 }

@@ -333,6 +333,26 @@ async fn secrets_under_kms_open_only_in_their_place() {
     assert!(missing.contains("alias/nobody") && missing.contains("GenerateDataKey"), "{missing}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_under_kms_over_a_bad_connection() {
+    let good = connector();
+    let client = aws_sdk_kms::Client::new(&good.sdk(&place()).await);
+    let key = client.create_key().send().await.unwrap().key_metadata.unwrap().key_id;
+    let bad = bad_connector("kms");
+    // Each seals for functions of its own and opens what the other has sealed, so that nothing is remembered.
+    let (one, other) =
+        (KmsKeyring::open(&bad, &place(), &key).await.unwrap(), KmsKeyring::open(&bad, &place(), &key).await.unwrap());
+    for n in 0..30 {
+        let (here, elsewhere) = (path(&format!("acme/main/f{n}")), path(&format!("other/main/f{n}")));
+        let sealed = one.seal(&here, "KEY", &format!("canary{n}")).await.unwrap();
+        assert_eq!(other.open(&here, "KEY", &sealed).await.unwrap().as_str(), format!("canary{n}"));
+        assert!(matches!(other.open(&elsewhere, "KEY", &sealed).await, Err(KeyringError::Refused { .. })), "another tenant");
+    }
+    let faults: u64 = bad.stats().snapshot().iter().map(|(_, _, counts)| counts.failed).sum();
+    // Each of the refusals counts as failed, too.
+    assert!(faults > 30 + 10, "the connection was bad: {faults} faults");
+}
+
 #[tokio::test]
 async fn what_is_missing_is_named_with_what_to_do() {
     let connector = connector();

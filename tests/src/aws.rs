@@ -50,7 +50,7 @@ pub struct Process {
     token: String,
     /// Where it serves; empty for a builder.
     pub url: String,
-    /// Where its metrics are; empty for a builder.
+    /// Where its metrics are.
     pub ops_url: String,
 }
 
@@ -82,6 +82,68 @@ fn credentials(command: &mut Command) {
         ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ]);
+}
+
+/// Signatures are not checked; the service is read from it.
+fn authorization(service: &str) -> String {
+    format!("AWS4-HMAC-SHA256 Credential=stand-in/20260101/eu-central-1/{service}/aws4_request, SignedHeaders=host, Signature=0")
+}
+
+/// A service that answers every request alike.
+pub struct StubService {
+    /// Its address.
+    pub url: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl StubService {
+    /// Answers with this status and body on a port of its own, until it is dropped.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub async fn start(status: u16, body: &'static str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer_alike(stream, status, body));
+            }
+        });
+        Self { url, task }
+    }
+}
+
+impl Drop for StubService {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One request of a connection: its head, its body by `content-length`, then the answer.
+async fn answer_alike(mut stream: tokio::net::TcpStream, status: u16, body: &str) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut read, mut head) = (Vec::new(), None);
+    loop {
+        if head.is_none() {
+            head = read.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
+        }
+        if let Some(head) = head {
+            let text = String::from_utf8_lossy(&read[..head]).to_ascii_lowercase();
+            let length = text.lines().find_map(|l| l.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+            if read.len() >= head + length.unwrap_or(0) {
+                let body = if text.starts_with("head ") { "" } else { body };
+                let kind = if body.starts_with('<') { "application/xml" } else { "application/x-amz-json-1.0" };
+                let answer = format!(
+                    "HTTP/1.1 {status} Stub\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                return stream.write_all(answer.as_bytes()).await;
+            }
+        }
+        if stream.read_buf(&mut read).await? == 0 || read.len() > 1 << 20 {
+            return Ok(());
+        }
+    }
 }
 
 impl AwsWorld {
@@ -180,14 +242,23 @@ impl AwsWorld {
     /// When it does not answer.
     pub async fn ask(&self, service: &str, target: &str, body: Value) -> Value {
         let client = crate::http_client().timeout(Duration::from_secs(30)).build().expect("a client");
-        let scope = format!("Credential=stand-in/20260101/eu-central-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
         let request = client
             .post(&self.url)
             .header("x-amz-target", target)
             .header("content-type", "application/x-amz-json-1.0")
-            .header("authorization", format!("AWS4-HMAC-SHA256 {scope}"))
+            .header("authorization", authorization(service))
             .body(body.to_string());
         Answer::of(request).await.expect(200).json()
+    }
+
+    /// Puts an object past Hearth; `path` is bucket and key.
+    ///
+    /// # Panics
+    /// When the stand-in refuses.
+    pub async fn put_object(&self, path: &str, text: &str) {
+        let client = crate::http_client().timeout(Duration::from_secs(30)).build().expect("a client");
+        let request = client.put(format!("{}/{path}", self.url)).header("authorization", authorization("s3")).body(text.to_owned());
+        Answer::of(request).await.expect(200);
     }
 
     /// Messages of a queue: waiting, delayed and in flight.
@@ -247,14 +318,27 @@ impl Process {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Starts it; a node is waited for until it serves.
+    /// Starts it, and waits until it serves.
     ///
     /// # Panics
     /// When it does not start.
     pub fn run(&mut self) {
-        let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
-        let announced = self.dir.join(format!("{}.json", self.name));
+        let announced = self.announced();
         let _ = fs::remove_file(&announced);
+        let mut child = self.spawn();
+        let text = wait_for(&announced, &mut child, &self.name, &self.log_file());
+        let announced: Value = serde_json::from_str(&text).expect("JSON");
+        let text = |key: &str| announced[key].as_str().unwrap_or_default().to_owned();
+        (self.url, self.ops_url) = (text("url"), text("ops_url"));
+        self.child = Some(child);
+    }
+
+    fn announced(&self) -> PathBuf {
+        self.dir.join(format!("{}.json", self.name))
+    }
+
+    fn spawn(&self) -> Child {
+        let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let role = if self.role == Role::Node { "node" } else { "builder" };
         let mut command = Command::new(binary());
         command
@@ -265,7 +349,7 @@ impl Process {
             .arg("--data-dir")
             .arg(self.dir.join(&self.name))
             .arg("--announce")
-            .arg(&announced)
+            .arg(self.announced())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log);
@@ -274,14 +358,43 @@ impl Process {
         // Debian keeps runc under an old number.
         command.env("HEARTH_DOCKER__ACCEPT_UNSAFE", "true");
         command.env("HEARTH_LOG", "info,hearth_store=debug,hearth_builder=debug").envs(self.env.iter().cloned());
-        let mut child = command.spawn().expect("a process");
-        if self.role == Role::Node {
-            let text = wait_for(&announced, &mut child, &self.name, &self.log_file());
-            let announced: Value = serde_json::from_str(&text).expect("JSON");
-            let text = |key: &str| announced[key].as_str().unwrap_or_default().to_owned();
-            (self.url, self.ops_url) = (text("url"), text("ops_url"));
-        }
-        self.child = Some(child);
+        command.spawn().expect("a process")
+    }
+
+    /// With this section of the configuration in the place of the world's `[store.keys]`.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    #[must_use]
+    pub fn with_keys(mut self, keys: &str) -> Self {
+        let text = fs::read_to_string(&self.config).expect("the configuration");
+        let (before, rest) = text.split_once("[store.keys]").expect("a section");
+        let after = rest.find("\n[").map_or("", |at| &rest[at..]);
+        self.config = self.dir.join(format!("{}.toml", self.name));
+        fs::write(&self.config, format!("{before}{keys}{after}")).expect("a configuration");
+        self
+    }
+
+    /// Starts it, which must not succeed; what it says.
+    ///
+    /// # Panics
+    /// When it serves, or does not end.
+    pub fn refused(&mut self) -> String {
+        let _ = fs::remove_file(self.log_file());
+        let mut child = self.spawn();
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a process") {
+                break status;
+            }
+            if began.elapsed() > LEAVE_TIMEOUT {
+                let _ = child.kill();
+                panic!("{} does not end:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(!status.success(), "{} started and left:\n{}", self.name, self.log());
+        self.log()
     }
 
     fn signal(&self, signal: Signal) {

@@ -60,12 +60,15 @@ pub struct Hearth {
     pub token: String,
 }
 
-/// Where the program under test is: beside the test programs.
+/// Where the program under test is: as `BINARY_UNDER_TEST` says (an absolute path), or else beside the test programs.
 ///
 /// # Panics
 /// When it has not been built.
 #[must_use]
 pub fn binary() -> PathBuf {
+    if let Some(named) = std::env::var_os("BINARY_UNDER_TEST") {
+        return named.into();
+    }
     let tests = std::env::current_exe().expect("this program");
     let found = tests.ancestors().skip(1).map(|dir| dir.join("hearth")).find(|path| path.is_file());
     found.unwrap_or_else(|| {

@@ -15,7 +15,7 @@ mod process;
 mod registry;
 mod socket_gate;
 
-pub use aws::{AwsWorld, Process, Role};
+pub use aws::{AwsWorld, Process, Role, StubService};
 pub use cluster::{Cluster, LEAVE_TIMEOUT, Member, Size};
 pub use docker::{Container, Docker};
 pub use etcd::Etcd;
@@ -37,6 +37,34 @@ pub fn http_client() -> reqwest::ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy()
 }
+
+/// Small modules of the npm registry without native code, most without dependencies.
+pub const SMALL_MODULES: [&str; 24] = [
+    "is-number@7.0.0",
+    "is-number@6.0.0",
+    "ms@2.1.3",
+    "ms@2.0.0",
+    "left-pad@1.3.0",
+    "isarray@2.0.5",
+    "inherits@2.0.4",
+    "once@1.4.0",
+    "wrappy@1.0.2",
+    "is-odd@3.0.1",
+    "is-even@1.0.0",
+    "escape-html@1.0.3",
+    "depd@2.0.0",
+    "etag@1.8.1",
+    "fresh@0.5.2",
+    "parseurl@1.3.3",
+    "vary@1.1.2",
+    "unpipe@1.0.0",
+    "destroy@1.2.0",
+    "statuses@2.0.1",
+    "bytes@3.1.2",
+    "cookie@0.6.0",
+    "merge-descriptors@1.0.3",
+    "array-flatten@3.0.0",
+];
 
 /// How long a test waits for a condition before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);

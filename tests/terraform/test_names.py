@@ -79,6 +79,25 @@ def statements(type_name):
     ]
 
 
+RESOURCES = {
+    "var.cluster.table.arn": "table",
+    "var.cluster.artifacts_bucket.arn": "bucket",
+    "var.cluster.queue.arn": "queue",
+    "var.cluster.dead_letter_queue.arn": "dead_letter_queue",
+    "var.cluster.secrets_key.arn": "key",
+}
+
+
+def allowed(role):
+    """Pairs of resource and action, with the names that the code's design has for resources."""
+    pairs = set()
+    for statement in statements(role):
+        for resource in statement["resources"]:
+            arn, slash, prefix = resource.partition("/")
+            pairs |= {(RESOURCES[arn] + slash + prefix, action) for action in statement["actions"]}
+    return pairs
+
+
 def actions(type_name):
     return set().union(*(statement["actions"] for statement in statements(type_name)))
 
@@ -119,10 +138,6 @@ class Design(unittest.TestCase):
         block = support.resource("aws_s3_bucket_public_access_block", "this")
         for key in ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets"):
             self.assertEqual(block[key], wanted["public_access_blocked"])
-        for role in ("node", "builder"):
-            resources = [r for s in statements(role) for r in s["resources"] if "artifacts_bucket.arn/" in r]
-            prefixes = {r.split("artifacts_bucket.arn/")[1] for r in resources}
-            self.assertLessEqual({wanted["artifacts_prefix"] + "*", wanted["documents_prefix"] + "*"}, prefixes)
 
 
 class Permissions(unittest.TestCase):
@@ -136,23 +151,35 @@ class Permissions(unittest.TestCase):
             self.assertEqual(actions(role) - needed(sdk_calls()) - {"s3:AbortMultipartUpload"}, set(), role)
         modules = ROOT / "terraform/modules"
         machine = [*(ROOT / "packaging/bin").iterdir(), modules / "group/user-data.sh.tftpl"]
-        self.assertEqual(actions("machine") - command_calls(machine) - AGENTS - {"autoscaling:RecordLifecycleActionHeartbeat"}, set())
+        self.assertEqual(actions("machine") - command_calls(machine) - AGENTS, set())
         self.assertLessEqual(command_calls(machine) - {"s3:PutObject"}, actions("machine"))
         etcd = [modules / "etcd/etcd-snapshot.sh", modules / "etcd/user-data.sh.tftpl"]
         self.assertEqual(actions("etcd") - command_calls(etcd) - AGENTS, set())
         self.assertLessEqual(command_calls(etcd), actions("etcd"))
 
-    def test_the_code_prints_the_same_permissions(self):
+    def test_each_role_may_call_on_each_resource_what_the_code_says_and_nothing_else(self):
         done = subprocess.run([HEARTH, "admin", "init-aws", "--print"], capture_output=True, text=True, timeout=30, check=True)
-        printed = {action for permission in json.loads(done.stdout)["permissions"] for action in permission["actions"]}
-        self.assertEqual(printed, actions("node") | actions("builder"))
+        design = json.loads(done.stdout)
+        for role in ("node", "builder"):
+            said = {(p["resource"], action) for p in design["permissions"] if role in p["roles"] for action in p["actions"]}
+            self.assertEqual(allowed(role), said, role)
+        self.assertEqual({action for role in ("node", "builder") for _, action in allowed(role)}, needed(sdk_calls()) | {"s3:AbortMultipartUpload"})
+        # The prefixes are those under which the code keeps its objects.
+        prefixes = {design["bucket"][f"{kind}_prefix"] + "*" for kind in ("artifacts", "bundles", "documents")}
+        self.assertEqual({r.partition("/")[2] for r, _ in allowed("node") if r.startswith("bucket/")}, prefixes | {"hearth.json"})
+
+    def test_objects_are_written_by_the_role_that_makes_them(self):
+        writes = {(role, resource) for role in ("node", "builder") for resource, action in allowed(role) if action == "s3:PutObject"}
+        self.assertNotIn(("node", "bucket/artifacts/*"), writes, "a node cannot write what other nodes will run")
+        self.assertNotIn(("builder", "bucket/bundles/*"), writes)
+        self.assertFalse({(r, a) for r, a in allowed("builder") if r.startswith("bucket/bundles")}, "a builder sees no tenant's code")
 
     def test_what_roles_must_not(self):
         self.assertNotIn("kms:Decrypt", actions("builder"), "a builder opens no secret")
         for role in ("node", "builder"):
             for statement in statements(role):
-                if any("artifacts/*" in r or r.endswith("arn/*") for r in statement["resources"]):
-                    self.assertNotIn("s3:DeleteObject", statement["actions"], f"{role} cannot delete artifacts")
+                if not all("documents/*" in r for r in statement["resources"]):
+                    self.assertNotIn("s3:DeleteObject", statement["actions"], f"{role} cannot delete artifacts and bundles")
                 for resource in statement["resources"]:
                     self.assertNotEqual(resource, "*", f"{role} {statement['sid']}")
         self.assertNotIn("sqs:ReceiveMessage", actions("node"), "a node takes no builds")
@@ -162,6 +189,8 @@ class Permissions(unittest.TestCase):
     def test_artifacts_are_create_only_for_everybody(self):
         text = (ROOT / "terraform/modules/state/buckets.tf").read_text(encoding="utf-8")
         self.assertRegex(text, r's3:if-none-match"\n\s+values\s+= \["true"\]')
+        for named in ("artifacts/*", "bundles/*", "hearth.json"):
+            self.assertIn("${each.value}/" + named, text)
 
 
 def actions_or_none(name):
@@ -222,10 +251,12 @@ class Observability(unittest.TestCase):
         hcl = "".join(path.read_text() for path in support.files())
         of_alarms = re.findall(r"namespace = local\.space, metric = \"(\w+)\"", hcl)
         of_scaling = re.findall(r"{ metric = \"(\w+)\", target", hcl)
+        of_groups = re.findall(r'metric_name\s+= "(hearth_\w+)"', hcl)
+        self.assertEqual(len(of_groups), 3)
         of_dashboard = re.findall(r'\["(\w+)", "Group"', hcl)
         self.assertGreater(len(of_alarms), 4)
         self.assertEqual(len(of_scaling), 2)
-        for name in {*of_alarms, *of_scaling, *of_dashboard}:
+        for name in {*of_alarms, *of_scaling, *of_groups, *of_dashboard}:
             self.assertRegex(sent, rf'["\s]{name}"', name)
 
     def test_each_alarm_names_a_runbook_that_is_there(self):

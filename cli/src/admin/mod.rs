@@ -29,7 +29,8 @@ pub struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(self) -> Result<Settings> {
-        Ok(config::load(Flags::of_file(self.config), Role::Node)?.settings)
+        // Of all roles the one that asks least: only stores are used, and a node's name and address come from its machine's environment.
+        Ok(config::load(Flags::of_file(self.config), Role::Builder)?.settings)
     }
 }
 

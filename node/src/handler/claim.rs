@@ -193,7 +193,7 @@ impl Handler {
         if bytes > 2 * limits::BUNDLE_BYTES_MAX as u64 {
             return Err(unavailable("the function's code", "its bundle is over the limit"));
         }
-        let (_, mut chunks) = self.deps.artifacts.get(sha256).await.map_err(fail)?;
+        let (_, mut chunks) = self.deps.bundles.get(sha256).await.map_err(fail)?;
         let mut bundle = Vec::new();
         while let Some(chunk) = chunks.next().await {
             bundle.extend_from_slice(&chunk.map_err(fail)?);

@@ -115,7 +115,7 @@ pub struct Deps {
     /// Functions' storage documents.
     pub functions: Arc<dyn FunctionStore>,
     /// Code that is too large for its record.
-    pub artifacts: Arc<dyn ArtifactStore>,
+    pub bundles: Arc<dyn ArtifactStore>,
     /// Opens secrets.
     pub keyring: Arc<dyn Keyring>,
     /// Takes functions' output.

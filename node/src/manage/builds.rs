@@ -121,7 +121,8 @@ impl Api {
         let functions = &self.deps.functions;
         let Some(found) = functions.get_module(&module.build).await? else { return Ok(()) };
         let mut queued = found.clone();
-        (queued.state, queued.attempts) = (BuildState::Queued, 0);
+        // It waits since now: as old as its first asking it would be taken for a build that has lost its job.
+        (queued.state, queued.attempts, queued.created_at) = (BuildState::Queued, 0, now());
         if functions.put_module(queued, Some(&found)).await? {
             self.deps.usage.of(&tenant.name).note_build();
             let job = BuildJob { key: found.key, spec: found.spec, node: found.node, scripts: found.scripts };

@@ -207,7 +207,7 @@ impl Api {
             _ if !with_code => None,
             CodeRef::Inline(_) => inline_files(&version),
             CodeRef::Artifact { sha256, .. } => {
-                let (_, mut chunks) = self.deps.artifacts.get(sha256).await?;
+                let (_, mut chunks) = self.deps.bundles.get(sha256).await?;
                 let mut bundle = Vec::new();
                 while let Some(chunk) = chunks.next().await {
                     bundle.extend_from_slice(&chunk?);
@@ -321,7 +321,7 @@ impl Api {
         }
         let bundle = Bytes::from(serde_json::to_vec(&files).unwrap_or_default());
         let bytes = bundle.len() as u64;
-        let (sha256, _) = self.deps.artifacts.put_bytes(bundle).await?;
+        let (sha256, _) = self.deps.bundles.put_bytes(bundle).await?;
         Ok(CodeRef::Artifact { sha256, bytes })
     }
 }

@@ -75,7 +75,7 @@ pub struct Deps {
     /// Records.
     pub functions: Arc<dyn FunctionStore>,
     /// Code that is too large for its record.
-    pub artifacts: Arc<dyn ArtifactStore>,
+    pub bundles: Arc<dyn ArtifactStore>,
     /// Builds to do.
     pub queue: Arc<dyn BuildQueue>,
     /// Seals secrets.

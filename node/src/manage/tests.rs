@@ -65,7 +65,7 @@ impl Api {
         let registry = hearth_registry::Config { url: Some("http://127.0.0.1:9/".into()), ..Default::default() };
         let deps = Deps {
             functions: Arc::clone(&stores.functions),
-            artifacts: stores.artifacts,
+            bundles: stores.bundles,
             queue: stores.queue,
             keyring: stores.keyring,
             registry: Arc::new(Registry::new(registry).unwrap()),

@@ -12,8 +12,10 @@ pub const SK: &str = "sk";
 pub const TTL: &str = "ttl";
 /// Documents up to this length are kept in the item, longer ones in the bucket (an item ends at 400 KB, and each KB costs a write unit).
 pub const DOC_INLINE_BYTES_MAX: usize = 200 * 1024;
-/// Objects below this prefix are artifacts, named by their SHA-256.
+/// Objects below this prefix are module artifacts, named by their SHA-256. Builders write them, nodes only read them.
 pub const ARTIFACTS_PREFIX: &str = "artifacts/";
+/// Objects below this prefix are code bundles of tenants, named by their SHA-256. Nodes write them.
+pub const BUNDLES_PREFIX: &str = "bundles/";
 /// Objects below this prefix are documents that are too long for an item.
 pub const DOCUMENTS_PREFIX: &str = "documents/";
 /// Says to which table's data the bucket belongs.
@@ -76,8 +78,10 @@ pub struct BucketDesign {
     pub public_access_blocked: bool,
     /// Unfinished uploads are removed after so many days.
     pub abort_incomplete_multipart_days: i32,
-    /// Where artifacts are.
+    /// Where module artifacts are.
     pub artifacts_prefix: &'static str,
+    /// Where code bundles are.
+    pub bundles_prefix: &'static str,
     /// Where long documents are.
     pub documents_prefix: &'static str,
 }
@@ -100,18 +104,23 @@ pub struct QueueDesign {
     pub max_receive_count: Option<u32>,
 }
 
-/// Calls on one resource.
+/// What a role may call on one resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permission {
-    /// On what.
+    /// The roles of the binary that need it.
+    pub roles: &'static [&'static str],
+    /// On what; objects of the bucket by their prefix.
     pub resource: &'static str,
     /// IAM actions.
     pub actions: &'static [&'static str],
 }
 
-/// The permissions that nodes and builders need.
-pub const PERMISSIONS: [Permission; 5] = [
+const BOTH: &[&str] = &["node", "builder"];
+
+/// The permissions that nodes and builders need. A node cannot write a module artifact, and a builder opens no secret and sees no bundle.
+pub const PERMISSIONS: [Permission; 13] = [
     Permission {
+        roles: BOTH,
         resource: "table",
         actions: &[
             "dynamodb:DescribeTable",
@@ -125,10 +134,20 @@ pub const PERMISSIONS: [Permission; 5] = [
             "dynamodb:ConditionCheckItem",
         ],
     },
-    Permission { resource: "bucket", actions: &["s3:ListBucket"] },
-    Permission { resource: "bucket/*", actions: &["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"] },
+    Permission { roles: BOTH, resource: "bucket", actions: &["s3:ListBucket"] },
+    Permission { roles: BOTH, resource: "bucket/hearth.json", actions: &["s3:GetObject", "s3:PutObject"] },
+    Permission { roles: BOTH, resource: "bucket/documents/*", actions: &["s3:GetObject", "s3:PutObject", "s3:DeleteObject"] },
+    Permission { roles: &["node"], resource: "bucket/bundles/*", actions: &["s3:GetObject", "s3:PutObject"] },
+    Permission { roles: &["node"], resource: "bucket/artifacts/*", actions: &["s3:GetObject"] },
     Permission {
-        resource: "queue and dead_letter_queue",
+        roles: &["builder"],
+        resource: "bucket/artifacts/*",
+        actions: &["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"],
+    },
+    Permission { roles: &["node"], resource: "queue", actions: &["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:SendMessage"] },
+    Permission {
+        roles: &["builder"],
+        resource: "queue",
         actions: &[
             "sqs:GetQueueUrl",
             "sqs:GetQueueAttributes",
@@ -138,7 +157,15 @@ pub const PERMISSIONS: [Permission; 5] = [
             "sqs:ChangeMessageVisibility",
         ],
     },
-    Permission { resource: "key (only where store.keys.backend is kms)", actions: &["kms:GenerateDataKey", "kms:Decrypt"] },
+    Permission { roles: &["node"], resource: "dead_letter_queue", actions: &["sqs:GetQueueUrl"] },
+    Permission {
+        roles: &["builder"],
+        resource: "dead_letter_queue",
+        actions: &["sqs:GetQueueUrl", "sqs:ReceiveMessage", "sqs:DeleteMessage"],
+    },
+    // Only where store.keys.backend is kms. A data key is made at each start, to see that the key is there.
+    Permission { roles: &["node"], resource: "key", actions: &["kms:GenerateDataKey", "kms:Decrypt"] },
+    Permission { roles: &["builder"], resource: "key", actions: &["kms:GenerateDataKey"] },
 ];
 
 /// The design for resources of these names.
@@ -168,6 +195,7 @@ pub fn design(table: &str, bucket: &str, queue: &str, dead_queue: &str, receives
             public_access_blocked: true,
             abort_incomplete_multipart_days: UPLOAD_ABANDONED_DAYS,
             artifacts_prefix: ARTIFACTS_PREFIX,
+            bundles_prefix: BUNDLES_PREFIX,
             documents_prefix: DOCUMENTS_PREFIX,
         },
         queue: queue_of(queue, Some(receives_max)),

@@ -41,15 +41,14 @@ impl Faults {
 #[derive(Debug, Clone)]
 pub struct FaultyClient {
     inner: SharedHttpClient,
-    faults: Faults,
-    random: Arc<Mutex<StdRng>>,
+    dice: Dice,
 }
 
 impl FaultyClient {
     /// Faults over `inner`.
     #[must_use]
     pub fn new(inner: SharedHttpClient, faults: Faults, seed: u64) -> Self {
-        Self { inner, faults, random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+        Self { inner, dice: Dice::new(faults, seed) }
     }
 }
 
@@ -57,8 +56,7 @@ impl HttpClient for FaultyClient {
     fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
         SharedHttpConnector::new(FaultyConnector {
             inner: self.inner.http_connector(settings, components),
-            faults: self.faults,
-            random: Arc::clone(&self.random),
+            dice: self.dice.clone(),
         })
     }
 }
@@ -66,12 +64,11 @@ impl HttpClient for FaultyClient {
 #[derive(Debug)]
 struct FaultyConnector {
     inner: SharedHttpConnector,
-    faults: Faults,
-    random: Arc<Mutex<StdRng>>,
+    dice: Dice,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Fault {
+pub(crate) enum Fault {
     None,
     Refuse,
     LoseAnswer,
@@ -80,8 +77,19 @@ enum Fault {
     Delay(Duration),
 }
 
-impl FaultyConnector {
-    fn fault(&self) -> Fault {
+/// Says by its seed which fault the next call meets.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice {
+    faults: Faults,
+    random: Arc<Mutex<StdRng>>,
+}
+
+impl Dice {
+    pub fn new(faults: Faults, seed: u64) -> Self {
+        Self { faults, random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+    }
+
+    pub fn throw(&self) -> Fault {
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         let f = &self.faults;
         let mut roll = random.random_range(0..1_000_u32);
@@ -113,7 +121,7 @@ async fn truncated(mut answer: HttpResponse) -> Result<HttpResponse, ConnectorEr
 
 impl HttpConnector for FaultyConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let (inner, fault) = (self.inner.clone(), self.fault());
+        let (inner, fault) = (self.inner.clone(), self.dice.throw());
         HttpConnectorFuture::new(async move {
             match fault {
                 Fault::None => inner.call(request).await,

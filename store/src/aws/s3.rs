@@ -5,7 +5,7 @@
 use super::{
     Connector, Place, Timeouts,
     call::{CallError, Caller, Deadlines},
-    design::{ARTIFACTS_PREFIX, MARKER_OBJECT},
+    design::{ARTIFACTS_PREFIX, BUNDLES_PREFIX, MARKER_OBJECT},
 };
 use crate::{
     ArtifactError, ArtifactStore, Put,
@@ -32,11 +32,13 @@ const RESUMES_MAX: u32 = 5;
 /// Bytes read from a file at a time while it is hashed.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Objects of one bucket.
+/// Objects of one bucket, of which those named by their hash lie below one prefix.
 #[derive(Debug, Clone)]
 pub struct S3Store {
     client: Client,
     bucket: String,
+    /// Where the objects are that are named by their hash.
+    prefix: &'static str,
     /// The account that must own the bucket, so that a bucket of the same name elsewhere is never used.
     owner: Option<String>,
     caller: Caller,
@@ -59,7 +61,7 @@ fn request_id() -> String {
 }
 
 impl S3Store {
-    /// A client of the bucket; nothing is asked of it yet.
+    /// A client of the bucket, for module artifacts; nothing is asked of it yet.
     pub async fn new(connector: &Connector, place: &Place, bucket: &str, owner: Option<String>) -> Self {
         let config = aws_sdk_s3::config::Builder::from(&connector.sdk(place).await)
             // A stand-in has no names for buckets; AWS takes both forms.
@@ -68,10 +70,17 @@ impl S3Store {
         Self {
             client: Client::from_conf(config),
             bucket: bucket.to_owned(),
+            prefix: ARTIFACTS_PREFIX,
             owner,
             caller: connector.caller("s3"),
             timeouts: connector.timeouts,
         }
+    }
+
+    /// The same bucket for code bundles: apart from artifacts, so that a role may be given one without the other.
+    #[must_use]
+    pub fn bundles(&self) -> Self {
+        Self { prefix: BUNDLES_PREFIX, ..self.clone() }
     }
 
     /// For messages.
@@ -339,7 +348,7 @@ impl S3Store {
     /// was this request that created it.
     async fn confirm(&self, sha256: &str, id: &str) -> Result<Put, ArtifactError> {
         let missing = || ArtifactError::NotFound { sha256: sha256.to_owned() };
-        let (_, chunks, creator) = self.open_resuming(Self::key(sha256)?).await?.ok_or_else(missing)?;
+        let (_, chunks, creator) = self.open_resuming(self.key(sha256)?).await?.ok_or_else(missing)?;
         let mut chunks = verified(sha256.to_owned(), chunks);
         while let Some(chunk) = chunks.next().await {
             chunk?;
@@ -347,9 +356,9 @@ impl S3Store {
         Ok(if creator == id { Put::Created } else { Put::Exists })
     }
 
-    fn key(sha256: &str) -> Result<String, ArtifactError> {
+    fn key(&self, sha256: &str) -> Result<String, ArtifactError> {
         if is_sha256(sha256) {
-            return Ok(format!("{ARTIFACTS_PREFIX}{}/{sha256}", &sha256[..2]));
+            return Ok(format!("{}{}/{sha256}", self.prefix, &sha256[..2]));
         }
         Err(ArtifactError::NotFound { sha256: sha256.chars().take(80).collect() })
     }
@@ -387,7 +396,7 @@ impl ArtifactStore for S3Store {
     }
 
     async fn put_file(&self, sha256: &str, path: &Path) -> Result<Put, ArtifactError> {
-        let key = Self::key(sha256)?;
+        let key = self.key(sha256)?;
         let (found, length) = hash_of(path).await.map_err(|e| self.unclear("read the file", &e))?;
         if found != sha256 {
             return Err(ArtifactError::Mismatch { sha256: sha256.to_owned(), found });
@@ -416,7 +425,7 @@ impl ArtifactStore for S3Store {
     async fn put_bytes(&self, bytes: Bytes) -> Result<(String, Put), ArtifactError> {
         let sha256 = hex::encode(Sha256::digest(&bytes));
         let id = request_id();
-        match self.create_object(&Self::key(&sha256)?, bytes, &id).await? {
+        match self.create_object(&self.key(&sha256)?, bytes, &id).await? {
             Created::Yes => Ok((sha256, Put::Created)),
             Created::Existed => {
                 let put = self.confirm(&sha256, &id).await?;
@@ -426,14 +435,14 @@ impl ArtifactStore for S3Store {
     }
 
     async fn get(&self, sha256: &str) -> Result<(u64, ArtifactStream), ArtifactError> {
-        match self.open_resuming(Self::key(sha256)?).await? {
+        match self.open_resuming(self.key(sha256)?).await? {
             Some((length, chunks, _)) => Ok((length, verified(sha256.to_owned(), chunks))),
             None => Err(ArtifactError::NotFound { sha256: sha256.to_owned() }),
         }
     }
 
     async fn head(&self, sha256: &str) -> Result<Option<u64>, ArtifactError> {
-        let Ok(key) = Self::key(sha256) else { return Ok(None) };
+        let Ok(key) = self.key(sha256) else { return Ok(None) };
         let request = || {
             let head = self.client.head_object().bucket(&self.bucket).key(&key);
             head.set_expected_bucket_owner(self.owner.clone()).send()
@@ -447,7 +456,7 @@ impl ArtifactStore for S3Store {
     }
 
     async fn delete(&self, sha256: &str) -> Result<(), ArtifactError> {
-        match Self::key(sha256) {
+        match self.key(sha256) {
             Ok(key) => self.delete_object(&key).await,
             Err(_) => Ok(()),
         }

@@ -31,6 +31,14 @@ const VISIBILITY_MAX_S: u64 = 12 * 3_600;
 /// Receipts remembered at once; a process has a few workers.
 const RECEIPTS_MAX: usize = 10_000;
 
+/// None for what is no job.
+fn as_delivery(message: &Message) -> Option<Delivery> {
+    let job = serde_json::from_str(message.body()?).ok()?;
+    let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+    let attempt = count.and_then(|c| c.parse().ok()).unwrap_or(1);
+    Some(Delivery { job, receipt: message.receipt_handle()?.to_owned(), attempt })
+}
+
 /// A queue and its dead-letter queue.
 #[derive(Debug)]
 pub struct SqsQueue {
@@ -223,19 +231,13 @@ impl BuildQueue for SqsQueue {
         );
         let message = self.take(&self.url, &self.name, wait, hidden, 1).await?.into_iter().next();
         let Some(message) = message else { return Ok(None) };
-        let (Some(receipt), Some(body)) = (message.receipt_handle(), message.body()) else { return Ok(None) };
-        let job: BuildJob = match serde_json::from_str(body) {
-            Ok(job) => job,
-            Err(error) => {
-                // Not ours, or of a newer Hearth: it goes round until the dead-letter queue has it, where a person can look at it.
-                tracing::error!(%error, queue = self.name, "a message is no build job; it is left to the dead-letter queue");
-                return Ok(None);
-            }
+        let Some(delivery) = as_delivery(&message) else {
+            // Not ours, or of a newer Hearth: it goes round until the dead-letter queue has it, where a person can look at it.
+            tracing::error!(queue = self.name, "a message is no build job; it is left to the dead-letter queue");
+            return Ok(None);
         };
-        self.remember(receipt, began + hidden);
-        let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
-        let attempt = count.and_then(|c| c.parse().ok()).unwrap_or(1);
-        Ok(Some(Delivery { job, receipt: receipt.to_owned(), attempt }))
+        self.remember(&delivery.receipt, began + hidden);
+        Ok(Some(delivery))
     }
 
     async fn extend(&self, delivery: &Delivery, visibility: Duration) -> Result<(), QueueError> {
@@ -269,24 +271,23 @@ impl BuildQueue for SqsQueue {
         Ok(counts.values().filter_map(|n| n.parse::<u64>().ok()).sum())
     }
 
-    async fn take_dead(&self, limit: usize) -> Result<Vec<BuildJob>, QueueError> {
-        let mut jobs = Vec::new();
-        while jobs.len() < limit {
-            let most = i32::try_from((limit - jobs.len()).min(10)).unwrap_or(10);
-            let visibility = Duration::from_secs(30);
+    async fn receive_dead(&self, limit: usize, visibility: Duration) -> Result<Vec<Delivery>, QueueError> {
+        let mut dead = Vec::new();
+        while dead.len() < limit {
+            let most = i32::try_from((limit - dead.len()).min(10)).unwrap_or(10);
             let messages = self.take(&self.dead_url, &self.dead_name, Duration::ZERO, visibility, most).await?;
             if messages.is_empty() {
                 break;
             }
-            for message in messages {
-                let Some(job) = message.body().and_then(|body| serde_json::from_str(body).ok()) else { continue };
-                if let Some(receipt) = message.receipt_handle() {
-                    self.delete(&self.dead_url, &self.dead_name, receipt).await?;
-                }
-                jobs.push(job);
-            }
+            // What is no job of ours stays for a person to look at, until the queue forgets it.
+            dead.extend(messages.iter().filter_map(as_delivery));
         }
-        Ok(jobs)
+        Ok(dead)
+    }
+
+    // Whoever else has it by now writes down the same, so that the age of the receipt does not matter.
+    async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError> {
+        self.delete(&self.dead_url, &self.dead_name, &delivery.receipt).await
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     SqliteStore,
     db::Failure,
-    records::{after, check, decode, encode, fetch_count, get, get_all, int, not_found, now, page},
+    records::{after, decode, encode, fetch_count, get, get_all, int, not_found, now, page},
 };
 use crate::{FunctionStore, NewVersion, Page, Precondition, Servable, StoreError, function::TenantCounts, function::what};
 use async_trait::async_trait;
@@ -123,7 +123,7 @@ fn create_version(
         return Err(not_found(what("container", path.container_path())));
     }
     let existing = function(db, path)?;
-    check(&what("function", path), precondition, existing.as_ref().map(|f| f.generation))?;
+    precondition.check(&what("function", path), existing.as_ref().map(|f| f.generation))?;
     let number = VersionNumber(existing.as_ref().map_or(1, |f| f.latest.0 + 1));
     let version = FunctionVersion {
         path: path.clone(),
@@ -197,7 +197,7 @@ fn rolled_back_since(db: &Connection, path: &FunctionPath, number: VersionNumber
 
 fn set_live(db: &Connection, path: &FunctionPath, number: VersionNumber, precondition: Precondition) -> Result<Function, Failure> {
     let mut head = function(db, path)?.ok_or_else(|| not_found(what("function", path)))?;
-    check(&what("function", path), precondition, Some(head.generation))?;
+    precondition.check(&what("function", path), Some(head.generation))?;
     match version(db, path, number)? {
         Some(version) if version.status == VersionStatus::Ready => {}
         _ => return Err(not_found(what("ready version", format!("{path} {number}")))),
@@ -214,7 +214,7 @@ fn set_live(db: &Connection, path: &FunctionPath, number: VersionNumber, precond
 
 fn delete_function(db: &Connection, path: &FunctionPath, precondition: Precondition) -> Result<(), Failure> {
     let head = function(db, path)?.ok_or_else(|| not_found(what("function", path)))?;
-    check(&what("function", path), precondition, Some(head.generation))?;
+    precondition.check(&what("function", path), Some(head.generation))?;
     let key = [path.tenant.as_str(), path.container.as_str(), path.function.as_str()];
     db.execute("DELETE FROM functions WHERE tenant = ?1 AND container = ?2 AND name = ?3", key)?;
     for table in ["versions", "version_modules", "documents", "rollbacks"] {
@@ -259,7 +259,7 @@ impl FunctionStore for SqliteStore {
         self.db
             .write("put_tenant", move |db| {
                 let existing = self::tenant(db, tenant.name.as_str())?;
-                check(&what("tenant", &tenant.name), precondition, existing.as_ref().map(|t| t.generation))?;
+                precondition.check(&what("tenant", &tenant.name), existing.as_ref().map(|t| t.generation))?;
                 tenant.generation = existing.as_ref().map_or(1, |t| t.generation + 1);
                 tenant.created_at = existing.as_ref().map_or_else(now, |t| t.created_at);
                 let doc = encode("tenant", &tenant)?;
@@ -280,7 +280,7 @@ impl FunctionStore for SqliteStore {
         self.db
             .write("delete_tenant", move |db| {
                 let existing = self::tenant(db, name.as_str())?.ok_or_else(|| not_found(what("tenant", &name)))?;
-                check(&what("tenant", &name), precondition, Some(existing.generation))?;
+                precondition.check(&what("tenant", &name), Some(existing.generation))?;
                 if count(db, "SELECT count(*) FROM containers WHERE tenant = ?1", [name.as_str()])? > 0 {
                     return Err(StoreError::NotEmpty { what: what("tenant", &name) }.into());
                 }
@@ -310,7 +310,7 @@ impl FunctionStore for SqliteStore {
                 }
                 let path = container.path();
                 let existing = self::container(db, &path)?;
-                check(&what("container", &path), precondition, existing.as_ref().map(|c| c.generation))?;
+                precondition.check(&what("container", &path), existing.as_ref().map(|c| c.generation))?;
                 container.generation = existing.as_ref().map_or(1, |c| c.generation + 1);
                 container.created_at = existing.as_ref().map_or_else(now, |c| c.created_at);
                 let doc = encode("container", &container)?;
@@ -331,7 +331,7 @@ impl FunctionStore for SqliteStore {
         self.db
             .write("delete_container", move |db| {
                 let existing = container(db, &path)?.ok_or_else(|| not_found(what("container", &path)))?;
-                check(&what("container", &path), precondition, Some(existing.generation))?;
+                precondition.check(&what("container", &path), Some(existing.generation))?;
                 let key = [path.tenant.as_str(), path.container.as_str()];
                 if count(db, "SELECT count(*) FROM functions WHERE tenant = ?1 AND container = ?2", key)? > 0 {
                     return Err(StoreError::NotEmpty { what: what("container", &path) }.into());
@@ -633,7 +633,7 @@ impl FunctionStore for SqliteStore {
                     .query_row(key, |r| Ok((r.get(0)?, r.get(1)?)))
                     .optional()?;
                 let actual = row.filter(|(_, exists)| *exists).map(|(etag, _)| etag.unsigned_abs());
-                check(&what("document of", &path), precondition, actual)?;
+                precondition.check(&what("document of", &path), actual)?;
                 let etag = row.map_or(1, |(etag, _)| etag.unsigned_abs() + 1);
                 let doc = if data.is_null() { None } else { Some(encode("document", &data)?) };
                 db.prepare_cached(

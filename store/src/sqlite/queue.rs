@@ -139,22 +139,29 @@ impl BuildQueue for SqliteStore {
             .map_err(queue_error)
     }
 
-    async fn take_dead(&self, limit: usize) -> Result<Vec<BuildJob>, QueueError> {
-        let limit = int(limit as u64);
+    async fn receive_dead(&self, limit: usize, _: Duration) -> Result<Vec<Delivery>, QueueError> {
+        let (limit, attempt) = (int(limit as u64), self.receives_max);
         self.db
-            .write("take dead jobs", move |db| {
+            .read("look for dead jobs", move |db| {
                 let mut statement = db.prepare_cached("SELECT id, doc FROM dead_jobs ORDER BY id LIMIT ?1")?;
                 let rows = statement
                     .query_map([limit], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)))?
                     .collect::<Result<Vec<_>, _>>()?;
-                let mut jobs = Vec::with_capacity(rows.len());
-                for (id, doc) in rows {
-                    db.execute("DELETE FROM dead_jobs WHERE id = ?1", [id])?;
-                    jobs.push(decode(|| "job".into(), &doc)?);
-                }
-                Ok::<_, Failure>(jobs)
+                let dead = |(id, doc): (i64, String)| {
+                    Ok(Delivery { job: decode(|| "job".into(), &doc)?, receipt: id.to_string(), attempt })
+                };
+                rows.into_iter().map(dead).collect::<Result<Vec<_>, Failure>>()
             })
             .await
             .map_err(queue_error)
+    }
+
+    async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError> {
+        let receipt = delivery.receipt.clone();
+        self.db
+            .write("settle a dead job", move |db| Ok(db.execute("DELETE FROM dead_jobs WHERE id = ?1", [receipt])?))
+            .await
+            .map_err(queue_error)?;
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::db::Failure;
 pub(super) use crate::paging::{after, page};
-use crate::{Precondition, StoreError, paging};
+use crate::{StoreError, paging};
 use hearth_model::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -36,10 +36,6 @@ pub(super) fn get_all<T: DeserializeOwned>(db: &Connection, noun: &str, sql: &st
     let mut statement = db.prepare_cached(sql)?;
     let docs = statement.query_map(params, |r| r.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
     docs.iter().map(|doc| decode(|| noun.to_owned(), doc)).collect()
-}
-
-pub(super) fn check(what: &str, precondition: Precondition, actual: Option<u64>) -> Result<(), Failure> {
-    Ok(precondition.check(what, actual)?)
 }
 
 pub(super) fn not_found(what: impl Into<String>) -> Failure {

@@ -43,6 +43,7 @@ locals {
     queue             = module.state.queue
     dead_letter_queue = module.state.dead_letter_queue
     secrets_key       = module.state.secrets_key
+    npm_registry      = var.npm_registry
     wait_for_roll     = var.wait_for_roll
   }
 }

@@ -45,6 +45,11 @@ variable "etcd_sha256" {
   type        = string
 }
 
+variable "npm_registry" {
+  description = "Address of the npm registry that modules come from, as `npm config get registry` prints it."
+  type        = string
+}
+
 variable "client_cidrs" {
   description = "Who may call."
   type        = list(string)

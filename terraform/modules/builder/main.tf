@@ -1,5 +1,5 @@
-# Builders: npm modules become artifacts. They can read everything of the store but open no secret: the role can make a data key, which the keyring
-# does at its start, and decrypt nothing.
+# Builders: npm modules become artifacts. They can read the records but no code bundle, and open no secret: the role can make a data key, which
+# the keyring does at its start, and decrypt nothing.
 
 data "aws_iam_policy_document" "builder" {
   statement {
@@ -25,22 +25,22 @@ data "aws_iam_policy_document" "builder" {
   }
 
   statement {
-    sid       = "Read"
-    actions   = ["s3:GetObject"]
-    resources = ["${var.cluster.artifacts_bucket.arn}/*"]
-  }
-
-  statement {
     sid       = "Artifacts"
-    actions   = ["s3:PutObject", "s3:AbortMultipartUpload"]
-    resources = ["${var.cluster.artifacts_bucket.arn}/artifacts/*", "${var.cluster.artifacts_bucket.arn}/hearth.json"]
+    actions   = ["s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"]
+    resources = ["${var.cluster.artifacts_bucket.arn}/artifacts/*"]
   }
 
   # A version that is settled is copied to its live place, with its long document.
   statement {
     sid       = "Documents"
-    actions   = ["s3:PutObject", "s3:DeleteObject"]
+    actions   = ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
     resources = ["${var.cluster.artifacts_bucket.arn}/documents/*"]
+  }
+
+  statement {
+    sid       = "Marker"
+    actions   = ["s3:GetObject", "s3:PutObject"]
+    resources = ["${var.cluster.artifacts_bucket.arn}/hearth.json"]
   }
 
   statement {
@@ -58,7 +58,7 @@ data "aws_iam_policy_document" "builder" {
 
   statement {
     sid       = "FailedBuilds"
-    actions   = ["sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ReceiveMessage"]
+    actions   = ["sqs:DeleteMessage", "sqs:GetQueueUrl", "sqs:ReceiveMessage"]
     resources = [var.cluster.dead_letter_queue.arn]
   }
 
@@ -87,7 +87,8 @@ module "group" {
   log_retention_days = var.log_retention_days
 }
 
-# The age of the oldest build says how long tenants wait; the number of builds does not, since one may take a second or ten minutes.
+# How long the oldest build waits that nobody has begun is how long tenants wait; the number of builds is not, since one may take a second or
+# ten minutes, and the age of the oldest message counts those under way.
 resource "aws_autoscaling_policy" "more" {
   name                      = "queue-age"
   autoscaling_group_name    = module.group.group_name
@@ -124,9 +125,9 @@ resource "aws_autoscaling_policy" "fewer" {
 resource "aws_cloudwatch_metric_alarm" "age" {
   alarm_name          = "${var.name}-builder-queue-age"
   alarm_description   = "Builds wait more than a minute. Builders are being added; docs/operations/scaling.md"
-  namespace           = "AWS/SQS"
-  metric_name         = "ApproximateAgeOfOldestMessage"
-  dimensions          = { QueueName = var.cluster.queue.name }
+  namespace           = "Hearth/${var.name}"
+  metric_name         = "hearth_builder_oldest_wait_seconds"
+  dimensions          = { Group = module.group.group_name }
   statistic           = "Maximum"
   comparison_operator = "GreaterThanOrEqualToThreshold"
   threshold           = 60
@@ -138,10 +139,10 @@ resource "aws_cloudwatch_metric_alarm" "age" {
 
 resource "aws_cloudwatch_metric_alarm" "empty" {
   alarm_name          = "${var.name}-builder-queue-empty"
-  alarm_description   = "Nothing has waited for half an hour; a builder may go. No action by a person is needed."
-  namespace           = "AWS/SQS"
-  metric_name         = "ApproximateNumberOfMessagesVisible"
-  dimensions          = { QueueName = var.cluster.queue.name }
+  alarm_description   = "No build has waited or run for half an hour; a builder may go. No action by a person is needed."
+  namespace           = "Hearth/${var.name}"
+  metric_name         = "hearth_builder_queue_depth"
+  dimensions          = { Group = module.group.group_name }
   statistic           = "Maximum"
   comparison_operator = "LessThanOrEqualToThreshold"
   threshold           = 0

@@ -29,7 +29,7 @@ data "aws_iam_policy_document" "machine" {
 
   statement {
     sid       = "Lifecycle"
-    actions   = ["autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"]
+    actions   = ["autoscaling:CompleteLifecycleAction"]
     resources = ["arn:aws:autoscaling:${var.cluster.region}:*:autoScalingGroup:*:autoScalingGroupName/${local.full_name}"]
   }
 

@@ -28,6 +28,7 @@ variable "cluster" {
     queue             = object({ name = string, arn = string })
     dead_letter_queue = object({ name = string, arn = string })
     secrets_key       = object({ alias = string, arn = string })
+    npm_registry      = string
     wait_for_roll     = bool
   })
 
@@ -39,6 +40,11 @@ variable "cluster" {
   validation {
     condition     = can(regex("^[0-9a-f]{64}$", var.cluster.hearth_sha256))
     error_message = "hearth_sha256 must be the SHA-256 of the release's SHA256SUMS: `make release` prints it, and `sha256sum SHA256SUMS` does again."
+  }
+
+  validation {
+    condition     = can(regex("^https://[^\"\\s]+$", var.cluster.npm_registry))
+    error_message = "npm_registry must be the address of the npm registry that modules come from, as `npm config get registry` prints it, beginning with https://."
   }
 
   validation {

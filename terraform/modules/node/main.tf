@@ -24,23 +24,30 @@ data "aws_iam_policy_document" "node" {
     resources = [var.cluster.artifacts_bucket.arn]
   }
 
+  # Modules are built elsewhere: a node that was taken over cannot write what other nodes will run.
   statement {
-    sid       = "Read"
+    sid       = "Artifacts"
     actions   = ["s3:GetObject"]
-    resources = ["${var.cluster.artifacts_bucket.arn}/*"]
+    resources = ["${var.cluster.artifacts_bucket.arn}/artifacts/*"]
   }
 
-  # Code bundles are objects by hash like artifacts; the bucket's policy lets nobody overwrite one, and nodes cannot delete them.
+  # Objects by hash like artifacts; the bucket's policy lets nobody overwrite one, and nobody deletes them.
   statement {
     sid       = "Bundles"
-    actions   = ["s3:PutObject", "s3:AbortMultipartUpload"]
-    resources = ["${var.cluster.artifacts_bucket.arn}/artifacts/*", "${var.cluster.artifacts_bucket.arn}/hearth.json"]
+    actions   = ["s3:GetObject", "s3:PutObject"]
+    resources = ["${var.cluster.artifacts_bucket.arn}/bundles/*"]
   }
 
   statement {
     sid       = "Documents"
-    actions   = ["s3:PutObject", "s3:DeleteObject"]
+    actions   = ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
     resources = ["${var.cluster.artifacts_bucket.arn}/documents/*"]
+  }
+
+  statement {
+    sid       = "Marker"
+    actions   = ["s3:GetObject", "s3:PutObject"]
+    resources = ["${var.cluster.artifacts_bucket.arn}/hearth.json"]
   }
 
   statement {
@@ -51,7 +58,7 @@ data "aws_iam_policy_document" "node" {
 
   statement {
     sid       = "FailedBuilds"
-    actions   = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"]
+    actions   = ["sqs:GetQueueUrl"]
     resources = [var.cluster.dead_letter_queue.arn]
   }
 

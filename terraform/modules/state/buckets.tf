@@ -177,7 +177,7 @@ data "aws_iam_policy_document" "bucket" {
       sid       = statement.value
       effect    = "Deny"
       actions   = ["s3:PutObject"]
-      resources = ["${each.value}/artifacts/*"]
+      resources = ["${each.value}/artifacts/*", "${each.value}/bundles/*", "${each.value}/hearth.json"]
 
       principals {
         type        = "*"

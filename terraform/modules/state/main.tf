@@ -1,5 +1,6 @@
 # Durable state, as `hearth admin init-aws --print` describes it; a test compares the two. A destroy without `data_loss_confirmed` fails at the
-# table and at the buckets: that is told once; the second time is the destroy itself.
+# table and at the buckets: that is told once; the second time is the destroy itself. The table depends on all that its records are worthless
+# without, so that a destroy comes to those only when the table is gone.
 
 locals {
   may_lose_data = var.data_loss_confirmed == var.name
@@ -35,6 +36,8 @@ resource "aws_dynamodb_table" "records" {
   server_side_encryption {
     enabled = true
   }
+
+  depends_on = [aws_kms_key.secrets, aws_kms_alias.secrets, aws_secretsmanager_secret.tls]
 }
 
 resource "aws_sqs_queue" "builds_dead" {

@@ -3,7 +3,7 @@
 //!
 //! `HEARTH_TEST_SECONDS` says how long the killing goes on (30 by default), `HEARTH_TEST_SEED` which moments and victims.
 
-use hearth_tests::{AwsWorld, Hearth, Process, Role};
+use hearth_tests::{AwsWorld, Hearth, Process, Role, SMALL_MODULES as MODULES};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::{
@@ -11,33 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Small modules without dependencies, each new to the system when a function asks for it.
-const MODULES: [&str; 24] = [
-    "is-number@7.0.0",
-    "is-number@6.0.0",
-    "ms@2.1.3",
-    "ms@2.0.0",
-    "left-pad@1.3.0",
-    "isarray@2.0.5",
-    "inherits@2.0.4",
-    "once@1.4.0",
-    "wrappy@1.0.2",
-    "is-odd@3.0.1",
-    "is-even@1.0.0",
-    "escape-html@1.0.3",
-    "depd@2.0.0",
-    "etag@1.8.1",
-    "fresh@0.5.2",
-    "parseurl@1.3.3",
-    "vary@1.1.2",
-    "unpipe@1.0.0",
-    "destroy@1.2.0",
-    "statuses@2.0.1",
-    "bytes@3.1.2",
-    "cookie@0.6.0",
-    "merge-descriptors@1.0.3",
-    "array-flatten@3.0.0",
-];
 /// How long everything may take to settle when the killing is over: a lost job is found by a builder's sweep after a minute and more.
 const SETTLE: Duration = Duration::from_secs(150);
 

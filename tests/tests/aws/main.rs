@@ -4,3 +4,4 @@
 
 mod apart;
 mod kills;
+mod refusals;

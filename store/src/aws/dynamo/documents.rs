@@ -4,7 +4,7 @@ use super::{
     Cond, DynamoStore, Written, keys,
     table::{self, Item},
 };
-use crate::{Precondition, StoreError, function::what, paging::check};
+use crate::{Precondition, StoreError, function::what};
 use hearth_model::FunctionPath;
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ impl DynamoStore {
             }
             let before = found.get(&keys::document(path));
             let etag = before.map(|item| table::number(item, "gen"));
-            check(&what("document of", path), precondition, before.filter(|i| exists(i)).and(etag))?;
+            precondition.check(&what("document of", path), before.filter(|i| exists(i)).and(etag))?;
             let next = etag.unwrap_or(0) + 1;
             let mut item = table::item(&keys::document(path));
             item.insert("gen".into(), table::n(next));

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Page, Precondition, StoreError,
     function::{TenantCounts, what},
-    paging::{after, check, cursor, limit, page},
+    paging::{after, cursor, limit, page},
 };
 use hearth_model::{Container, ContainerPath, Tenant, TenantName};
 
@@ -42,7 +42,7 @@ impl DynamoStore {
         let mut rounds = self.rounds();
         loop {
             let existing = self.read_tenant(&tenant.name).await?;
-            check(&what("tenant", &tenant.name), precondition, existing.as_ref().map(|t| t.generation))?;
+            precondition.check(&what("tenant", &tenant.name), existing.as_ref().map(|t| t.generation))?;
             tenant.generation = existing.as_ref().map_or(1, |t| t.generation + 1);
             tenant.created_at = existing.as_ref().map_or_else(now, |t| t.created_at);
             let mut tx = self.table.tx();
@@ -64,7 +64,7 @@ impl DynamoStore {
             let found = self.table.get_many(&[keys::tenant(name), keys::tenant_counts(name)]).await?;
             let item = found.get(&keys::tenant(name)).ok_or_else(|| StoreError::NotFound { what: what("tenant", name) })?;
             let existing: Tenant = self.decode(&what("tenant", name), item)?;
-            check(&what("tenant", name), precondition, Some(existing.generation))?;
+            precondition.check(&what("tenant", name), Some(existing.generation))?;
             let counts = found.get(&keys::tenant_counts(name));
             if counts.is_some_and(|c| table::number(c, "containers") > 0) {
                 return Err(StoreError::NotEmpty { what: what("tenant", name) });
@@ -130,7 +130,7 @@ impl DynamoStore {
             }
             let existing: Option<Container> =
                 found.get(&keys::container(&path)).map(|item| self.decode(&what("container", &path), item)).transpose()?;
-            check(&what("container", &path), precondition, existing.as_ref().map(|c| c.generation))?;
+            precondition.check(&what("container", &path), existing.as_ref().map(|c| c.generation))?;
             container.generation = existing.as_ref().map_or(1, |c| c.generation + 1);
             container.created_at = existing.as_ref().map_or_else(now, |c| c.created_at);
             let mut item = table::item(&keys::container(&path));
@@ -156,7 +156,7 @@ impl DynamoStore {
             let found = self.table.get_many(&[keys::container(path), keys::container_counts(path)]).await?;
             let item = found.get(&keys::container(path)).ok_or_else(|| StoreError::NotFound { what: what("container", path) })?;
             let existing: Container = self.decode(&what("container", path), item)?;
-            check(&what("container", path), precondition, Some(existing.generation))?;
+            precondition.check(&what("container", path), Some(existing.generation))?;
             let counts = found.get(&keys::container_counts(path));
             if counts.is_some_and(|c| table::number(c, "functions") > 0) {
                 return Err(StoreError::NotEmpty { what: what("container", path) });

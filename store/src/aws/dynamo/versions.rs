@@ -9,7 +9,7 @@ use super::{
 use crate::{
     NewVersion, Page, Precondition, Servable, StoreError,
     function::what,
-    paging::{after, check, cursor, limit},
+    paging::{after, cursor, limit},
 };
 use hearth_model::{Container, ContainerPath, Function, FunctionPath, FunctionVersion, VersionNumber, VersionStatus, limits};
 use serde::{Deserialize, Serialize};
@@ -152,7 +152,7 @@ impl DynamoStore {
                 return Err(not_found(what("container", path.container_path())));
             }
             let before = self.head(path, found.get(&head))?;
-            check(&what("function", path), precondition, before.as_ref().map(|h| h.function.generation))?;
+            precondition.check(&what("function", path), before.as_ref().map(|h| h.function.generation))?;
             if let Some(made) = self.try_version(path, new.clone(), before).await? {
                 return Ok(made);
             }
@@ -271,7 +271,7 @@ impl DynamoStore {
             let key = keys::version(path, number);
             let found = self.table.get_many(&[keys::head(path), key.clone()]).await?;
             let mut head = self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
-            check(&what("function", path), precondition, Some(head.function.generation))?;
+            precondition.check(&what("function", path), Some(head.function.generation))?;
             let item = found.get(&key).filter(|_| head.keeps(number, None));
             let item = match item {
                 Some(item) if self.status_of("version", item)? == VersionStatus::Ready => item.clone(),
@@ -298,7 +298,7 @@ impl DynamoStore {
         loop {
             let found = self.table.get_many(&[keys::head(path), keys::document(path)]).await?;
             let head = self.head(path, found.get(&keys::head(path)))?.ok_or_else(|| not_found(what("function", path)))?;
-            check(&what("function", path), precondition, Some(head.function.generation))?;
+            precondition.check(&what("function", path), Some(head.function.generation))?;
             let mut tx = self.table.tx();
             tx.delete(&keys::head(path), Cond::Equals("gen", table::n(head.function.generation)));
             tx.delete(&keys::live(path), Cond::Always);
