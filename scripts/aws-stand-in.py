@@ -110,6 +110,7 @@ def end_with_stdin():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--announce", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--until-stdin-ends", action="store_true")
     args = parser.parse_args()
@@ -119,10 +120,10 @@ def main():
     if args.until_stdin_ends:
         threading.Thread(target=end_with_stdin, daemon=True).start()
     application = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", args.port, application, threaded=True, request_handler=Quiet)
+    server = make_server(args.host, args.port, application, threaded=True, request_handler=Quiet)
     aside = args.announce + ".new"
     with open(aside, "w", encoding="utf-8") as file:
-        file.write(f"http://127.0.0.1:{server.server_port}")
+        file.write(f"http://{args.host}:{server.server_port}")
     os.rename(aside, args.announce)
     server.serve_forever()
 

@@ -60,12 +60,22 @@ pub struct Hearth {
     pub token: String,
 }
 
-/// Where the program under test is: beside the test programs.
+static BINARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// Another program under test than the one beside the test programs; the first call counts.
+pub fn use_binary(path: PathBuf) {
+    let _ = BINARY.set(path);
+}
+
+/// Where the program under test is: beside the test programs, unless [`use_binary`] said otherwise.
 ///
 /// # Panics
 /// When it has not been built.
 #[must_use]
 pub fn binary() -> PathBuf {
+    if let Some(path) = BINARY.get() {
+        return path.clone();
+    }
     let tests = std::env::current_exe().expect("this program");
     let found = tests.ancestors().skip(1).map(|dir| dir.join("hearth")).find(|path| path.is_file());
     found.unwrap_or_else(|| {

@@ -14,9 +14,11 @@ mod density;
 mod generator;
 mod hop;
 mod modules;
+mod placement;
 mod platform;
 mod reference;
 mod report;
+mod router;
 mod runtime;
 mod scenarios;
 
@@ -33,9 +35,14 @@ pub const PATH: &str = "/run/bench/m/hello";
 pub const CALL: &str = "hello@1 bench 30000 18 127.0.0.1";
 
 /// The parts and what they measure, in the order in which they run.
-const PARTS: [(&str, &str); 9] = [
+const PARTS: [(&str, &str); 11] = [
     ("runtime", "the runtime alone against raw node:http and express"),
     ("hop", "a warm request through the node against the same runtime directly, requests per second against nginx"),
+    (
+        "router",
+        "a warm request through router and node against the runtime directly, requests per second against nginx before the node",
+    ),
+    ("placement", "routing decisions, loads and moves among 1,000 nodes and 1,000,000 containers, simulated"),
     ("cold", "cold starts without modules; what refilling costs warm requests"),
     ("refill", "containers that the pool gains per second"),
     ("memory", "memory of an idle container"),
@@ -134,6 +141,7 @@ fn run() -> Result<()> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let hearth = wanted.hearth.unwrap_or_else(|| target.join("release/hearth"));
     anyhow::ensure!(hearth.exists(), "{} is missing: `make bench` builds it", hearth.display());
+    hearth_tests::use_binary(hearth.canonicalize()?);
     let scratch = tempfile::Builder::new().prefix("hearth-bench-").tempdir()?;
     let bench = Bench { root, dir: scratch.path().to_owned(), hearth: hearth.canonicalize()?, quick: wanted.quick };
     let mut report = Report::default();
@@ -158,6 +166,8 @@ async fn part(name: &str, bench: &Bench, report: &mut Report) -> Result<()> {
     match name {
         "runtime" => runtime::measure(bench, report).await,
         "hop" => hop::measure(bench, report).await,
+        "router" => router::measure(bench, report).await,
+        "placement" => placement::measure(bench, report),
         "cold" => cold::measure(bench, report).await,
         "refill" => density::refill(bench, report).await,
         "memory" => density::memory(bench, report).await,
