@@ -245,7 +245,8 @@ impl Right {
     fn permission(&self) -> Permission {
         let kind = if self.write { PermissionType::Readwrite } else { PermissionType::Read };
         let permission = Permission::new(kind, self.key.as_str());
-        if self.below { permission.with_prefix() } else { permission }
+        // Written out, so that it can be compared with what etcd has.
+        if self.below { permission.with_range_end(etcd::prefix_end(&self.key)) } else { permission }
     }
 }
 

@@ -234,7 +234,7 @@ impl Coordinator for EtcdCoordinator {
 }
 
 /// The first key after all that begin with `prefix`; ours end in `/`, so the last byte can always grow.
-fn prefix_end(prefix: &str) -> Vec<u8> {
+pub(crate) fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last = last.saturating_add(1);
