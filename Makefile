@@ -79,6 +79,8 @@ fmt: ## Format everything
 
 bench: ## Measure what the README promises; ARGS='hop cold' for parts, ARGS=--list for their names
 	@scripts/setup.sh bench
+	@scripts/setup.sh etcd
+	@scripts/setup.sh aws
 	@scripts/dockerd.sh
 	@cargo build --release --locked --package hearth-cli --package hearth-tests --bins
 	@$(HEARTH) image >/dev/null

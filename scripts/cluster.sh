@@ -197,6 +197,8 @@ down() {
     name=${ALL[at]}
     lives "$name" || continue
     kill -TERM "$(pid_of "$name")"
+    # One that a fault has stopped hears it only when it goes on.
+    kill -CONT "$(pid_of "$name")"
     # All of a kind leave side by side: the routers first, then what they sent requests to.
     case $name in router-1 | node-a | builder | etcd | stand-in) ;; *) continue ;; esac
     for ((waited = 0; waited < LEAVE_S * 10; waited++)); do

@@ -83,6 +83,12 @@ pub struct Settings {
     /// Membership, routing table and news of changes.
     #[serde(default)]
     pub placement: hearth_placement::Config,
+    /// How the routing table is kept; `ring` must be the same in the whole cluster.
+    #[serde(default)]
+    pub table: hearth_placement::WatchConfig,
+    /// How the leader plans; the same for all routers, since any may lead.
+    #[serde(default)]
+    pub leader: hearth_placement::LeaderConfig,
     /// A node's place in the cluster.
     #[serde(default)]
     pub cluster: hearth_node::cluster::Config,
@@ -102,6 +108,8 @@ impl Default for Settings {
             node: Default::default(),
             builder: Default::default(),
             placement: Default::default(),
+            table: Default::default(),
+            leader: Default::default(),
             cluster: Default::default(),
             router: Default::default(),
         }
@@ -165,6 +173,8 @@ fn check(settings: &Settings) -> Result<()> {
         bail!("node.handler.freeze_after is longer than destroy_after: containers would be destroyed before they are frozen");
     }
     settings.docker.validate().context("section docker")?;
+    settings.table.validate().map_err(anyhow::Error::msg)?;
+    settings.leader.validate().map_err(anyhow::Error::msg)?;
     if let Some(store) = &settings.store {
         store.validate()?;
     }

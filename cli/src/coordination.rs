@@ -4,7 +4,7 @@ use crate::config::{Role, Settings};
 use anyhow::{Context, Result};
 use hearth_node::cluster;
 use hearth_placement::{
-    self as placement, ControlTls, Coordinator, Leader, LeaderConfig, Notices, TableWatch, WatchConfig, control::ControlStats,
+    self as placement, ControlTls, Coordinator, Leader, LeaderConfig, Notices, TableWatch, control::ControlCalls,
 };
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,7 @@ impl Coordination {
         }?;
         let prefix = settings.placement.prefix();
         let kept = (role == Role::Router).then_some(snapshot);
-        let table = TableWatch::start(Arc::clone(&coordinator), prefix, WatchConfig::default(), kept).await?;
+        let table = TableWatch::start(Arc::clone(&coordinator), prefix, settings.table.clone(), kept).await?;
         let notices = Notices::new(Arc::clone(&coordinator), prefix);
         Ok(Self { coordinator, table, notices })
     }
@@ -52,10 +52,11 @@ impl Coordination {
             let read = ControlTls::read(&ca, &files.cert, &files.key, cluster::ROLE);
             read.map_err(|(path, source)| anyhow::Error::new(source).context(format!("router.nodes_tls: {}", path.display())))
         });
-        let stats = Arc::new(ControlStats::new(tls.transpose()?, STATS_TIMEOUT));
+        let calls = Arc::new(ControlCalls::new(tls.transpose()?, STATS_TIMEOUT));
         let name = format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
         let prefix = settings.placement.prefix();
-        let leader = Leader::new(Arc::clone(&self.coordinator), prefix, &name, stats, LeaderConfig::default());
+        let config = LeaderConfig { ring: settings.table.ring, ..settings.leader.clone() };
+        let leader = Leader::new(Arc::clone(&self.coordinator), prefix, &name, calls, config);
         Ok(leader.run(stop))
     }
 

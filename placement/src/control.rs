@@ -4,7 +4,7 @@
 //! Every call has a deadline. A connection is made when it is first needed.
 
 use crate::{
-    leader::{ContainerLoad, NodeStats, StatsSource},
+    leader::{ContainerLoad, Eviction, NodeCalls, NodeStats},
     record::{NodeName, NodeRecord},
 };
 use async_trait::async_trait;
@@ -130,14 +130,14 @@ impl ControlClient {
     }
 }
 
-/// Asks the nodes themselves for their load.
-pub struct ControlStats {
+/// The leader's calls over gRPC.
+pub struct ControlCalls {
     tls: Option<ControlTls>,
     deadline: Duration,
     clients: parking_lot::Mutex<HashMap<SocketAddr, ControlClient>>,
 }
 
-impl ControlStats {
+impl ControlCalls {
     /// A source that waits `deadline` for each node.
     #[must_use]
     pub fn new(tls: Option<ControlTls>, deadline: Duration) -> Self {
@@ -156,7 +156,7 @@ impl ControlStats {
 }
 
 #[async_trait]
-impl StatsSource for ControlStats {
+impl NodeCalls for ControlCalls {
     async fn collect(&self, nodes: &[NodeRecord]) -> Vec<(NodeName, NodeStats)> {
         // Connections to nodes that are gone are let go, so that the map never outgrows the cluster.
         self.clients.lock().retain(|addr, _| nodes.iter().any(|node| node.control_addr == *addr));
@@ -180,6 +180,28 @@ impl StatsSource for ControlStats {
             }
         });
         calls.buffer_unordered(CONCURRENT_MAX).filter_map(|answer| async { answer }).collect().await
+    }
+
+    async fn evict(&self, nodes: &[NodeRecord], evictions: &[Eviction], generation: u64) {
+        let mut asked = Vec::new();
+        for Eviction { node, path } in evictions {
+            let of = nodes.iter().find(|record| record.name == *node);
+            if let (Some(record), Some((tenant, container))) = (of, path.split_once('/')) {
+                let request = EvictRequest { tenant: tenant.to_owned(), container: container.to_owned(), generation };
+                asked.push((node.clone(), path.clone(), self.client(record.control_addr), request));
+            }
+        }
+        let calls = stream::iter(asked).map(|(node, container, client, request)| async move {
+            let answer = match client {
+                Ok(client) => client.evict(request).await.map_err(|status| status.to_string()),
+                Err(reason) => Err(reason),
+            };
+            match answer {
+                Ok(answer) => tracing::info!(%node, container, had_it = answer.evicted, "moved away"),
+                Err(reason) => tracing::debug!(%node, container, reason, "keeps it until it is idle"),
+            }
+        });
+        calls.buffer_unordered(CONCURRENT_MAX).collect::<Vec<()>>().await;
     }
 }
 

@@ -11,10 +11,15 @@ use crate::{
     planner::{PlanInput, PlannerConfig, plan},
     record::{NodeName, NodeRecord},
     ring::RingConfig,
+    table::{RouteTable, TableNode},
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -44,11 +49,24 @@ pub struct NodeStats {
     pub containers: Vec<ContainerLoad>,
 }
 
-/// Where the planner's loads come from.
+/// A container that was moved away from a node, which need not keep it any longer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Eviction {
+    /// The node that has it still.
+    pub node: NodeName,
+    /// `tenant/container`.
+    pub path: String,
+}
+
+/// What the leader asks of nodes.
 #[async_trait]
-pub trait StatsSource: Send + Sync + 'static {
-    /// Asks all nodes, each within a deadline; those that did not answer are left out.
+pub trait NodeCalls: Send + Sync + 'static {
+    /// Asks all nodes for their loads, each within a deadline; those that did not answer are left out.
     async fn collect(&self, nodes: &[NodeRecord]) -> Vec<(NodeName, NodeStats)>;
+
+    /// Tells nodes to let go of containers that the plan of this generation has elsewhere. Whom this does not reach lets go of them when
+    /// they have been idle for long enough.
+    async fn evict(&self, nodes: &[NodeRecord], evictions: &[Eviction], generation: u64);
 }
 
 /// How a leader leads.
@@ -63,7 +81,8 @@ pub struct LeaderConfig {
     pub ttl: Duration,
     /// How much is planned.
     pub planner: PlannerConfig,
-    /// The ring; the same in the whole cluster.
+    /// The ring; the table's own.
+    #[serde(skip)]
     pub ring: RingConfig,
 }
 
@@ -78,13 +97,41 @@ impl Default for LeaderConfig {
     }
 }
 
+impl LeaderConfig {
+    /// Refuses what cannot work, naming the key.
+    ///
+    /// # Errors
+    /// The key, what is wrong, and what would do.
+    pub fn validate(&self) -> Result<(), String> {
+        let planner = &self.planner;
+        if self.interval.is_zero() || self.ttl < Duration::from_secs(2) {
+            return Err("leader.interval must be longer than nothing, and leader.ttl 2s at least".into());
+        }
+        if !(planner.bound > 0.0 && planner.bound <= 10.0) {
+            return Err(format!(
+                "leader.planner.bound is {}: a node carries the mean load times one plus this, as 0.25; from above 0 to 10",
+                planner.bound
+            ));
+        }
+        if planner.moves_max == 0 || planner.spread_max == 0 {
+            return Err("leader.planner: moves_max and spread_max must be 1 at least".into());
+        }
+        if !(planner.load_min >= 0.0 && planner.load_min.is_finite()) {
+            return Err("leader.planner.load_min must be 0 or more requests per second".into());
+        }
+        Ok(())
+    }
+}
+
 /// A candidate for the lead.
 pub struct Leader {
     coordinator: Arc<dyn Coordinator>,
     prefix: String,
     name: String,
-    stats: Arc<dyn StatsSource>,
+    calls: Arc<dyn NodeCalls>,
     config: LeaderConfig,
+    /// What the last plan moved away: told to the nodes with the next, when all routers have long heard of the move.
+    moved: parking_lot::Mutex<BTreeSet<Eviction>>,
 }
 
 impl Leader {
@@ -94,10 +141,10 @@ impl Leader {
         coordinator: Arc<dyn Coordinator>,
         prefix: &str,
         name: &str,
-        stats: Arc<dyn StatsSource>,
+        calls: Arc<dyn NodeCalls>,
         config: LeaderConfig,
     ) -> Self {
-        Self { coordinator, prefix: prefix.to_owned(), name: name.to_owned(), stats, config }
+        Self { coordinator, prefix: prefix.to_owned(), name: name.to_owned(), calls, config, moved: Default::default() }
     }
 
     /// Stands for election and leads when elected, until told to stop.
@@ -174,10 +221,10 @@ impl Leader {
             return Ok(false);
         }
         let nodes: Vec<NodeRecord> = members.table_nodes().into_iter().map(|node| node.record).collect();
-        let loads: BTreeMap<_, _> = self.stats.collect(&nodes).await.into_iter().collect();
+        let loads: BTreeMap<_, _> = self.calls.collect(&nodes).await.into_iter().collect();
         let measured_under = previous.overflow.clone();
         let (config, ring) = (self.config.planner.clone(), self.config.ring);
-        let input = PlanInput { nodes, loads, previous, measured_under, epoch, config, ring };
+        let input = PlanInput { nodes: nodes.clone(), loads, previous, measured_under, epoch, config, ring };
         // A large cluster's plan takes a while of pure computing.
         let planned = tokio::task::spawn_blocking(move || plan(&input)).await;
         let Ok(planned) = planned else {
@@ -192,6 +239,12 @@ impl Leader {
                 exceptions = planned.exceptions.containers.len(),
                 "planned"
             );
+        }
+        let moved = planned.moves.iter().filter_map(|m| Some(Eviction { node: m.from.clone()?, path: m.path.clone() }));
+        let before = std::mem::replace(&mut *self.moved.lock(), moved.collect());
+        let evictions = gone(before, &nodes, &planned.exceptions, ring);
+        if !evictions.is_empty() {
+            self.calls.evict(&nodes, &evictions, planned.exceptions.generation).await;
         }
         Ok(true)
     }
@@ -213,5 +266,121 @@ impl Leader {
             self.coordinator.delete(&item.key, Precondition::ModRevision(item.mod_revision)).await?;
         }
         Ok(())
+    }
+}
+
+/// Those of `moved` that this plan does not have on their node after all.
+fn gone(moved: BTreeSet<Eviction>, nodes: &[NodeRecord], exceptions: &Exceptions, ring: RingConfig) -> Vec<Eviction> {
+    if moved.is_empty() {
+        return Vec::new();
+    }
+    let nodes = nodes.iter().map(|record| TableNode { record: record.clone(), is_suspect: false });
+    let table = RouteTable::build(nodes, &Arc::new(exceptions.clone()), 0, ring);
+    let is_gone = |eviction: &Eviction| {
+        let (Some((tenant, container)), Some(node)) = (eviction.path.split_once('/'), table.index_of(&eviction.node)) else {
+            return false;
+        };
+        !table.spread_of(tenant, container).contains(&node)
+    };
+    moved.into_iter().filter(is_gone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        coordinator::local::LocalCoordinator,
+        record::{NodeState, SCHEMA},
+    };
+    use hearth_model::Timestamp;
+    use parking_lot::Mutex;
+
+    /// Ten containers of equal load, on the node that the table names; remembers who was told to let go of what.
+    struct Calls {
+        coordinator: LocalCoordinator,
+        told: Mutex<Vec<(Eviction, u64)>>,
+    }
+
+    async fn exceptions(coordinator: &LocalCoordinator) -> Exceptions {
+        let shards = coordinator.list("/x/plan/").await.unwrap();
+        let shards: Vec<_> = shards.items.iter().map(|item| Exceptions::decode(&item.value).unwrap()).collect();
+        Exceptions::join(&shards)
+    }
+
+    fn table(nodes: &[NodeRecord], exceptions: Exceptions) -> RouteTable {
+        let nodes = nodes.iter().map(|record| TableNode { record: record.clone(), is_suspect: false });
+        RouteTable::build(nodes, &Arc::new(exceptions), 0, RingConfig::default())
+    }
+
+    #[async_trait]
+    impl NodeCalls for Calls {
+        async fn collect(&self, nodes: &[NodeRecord]) -> Vec<(NodeName, NodeStats)> {
+            let table = table(nodes, exceptions(&self.coordinator).await);
+            let mut stats = vec![NodeStats::default(); nodes.len()];
+            for tenant in 0..10 {
+                let of = table.spread_of(&format!("t{tenant}"), "main");
+                let on = &mut stats[usize::from(of[0])];
+                on.request_rate += 50.0;
+                let path = format!("t{tenant}/main");
+                on.containers.push(ContainerLoad { path, request_rate: 50.0, in_flight: 0, memory_bytes: 0 });
+            }
+            table.nodes().iter().map(|node| node.record.name.clone()).zip(stats).collect()
+        }
+
+        async fn evict(&self, _: &[NodeRecord], evictions: &[Eviction], generation: u64) {
+            self.told.lock().extend(evictions.iter().map(|eviction| (eviction.clone(), generation)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_is_told_to_let_go_of_what_was_moved_one_plan_later_and_of_nothing_else() {
+        let coordinator = LocalCoordinator::new();
+        for name in ["a", "b", "c", "d"] {
+            let addr = "10.0.0.1:1".parse().unwrap();
+            let record = NodeRecord {
+                schema: SCHEMA,
+                name: name.parse().unwrap(),
+                incarnation: 1,
+                data_addr: addr,
+                control_addr: addr,
+                zone: String::new(),
+                capacity: 1,
+                state: NodeState::Active,
+                started_at: Timestamp(0),
+            };
+            coordinator.put(&format!("/x/nodes/{name}"), record.encode(), Precondition::Absent, None).await.unwrap();
+        }
+        let calls = Arc::new(Calls { coordinator: coordinator.clone(), told: Mutex::default() });
+        let leader = Leader::new(Arc::new(coordinator.clone()), "/x", "l", Arc::clone(&calls) as _, LeaderConfig::default());
+        assert!(leader.plan_once(1).await.unwrap());
+        let moved = leader.moved.lock().clone();
+        assert!(!moved.is_empty(), "ten containers do not fall evenly on four nodes by themselves");
+        assert!(calls.told.lock().is_empty(), "routers must hear of a move before its node lets go");
+
+        assert!(leader.plan_once(1).await.unwrap());
+        let told: BTreeSet<Eviction> = calls.told.lock().iter().map(|(eviction, _)| eviction.clone()).collect();
+        let nodes = coordinator.list("/x/nodes/").await.unwrap().items;
+        let nodes: Vec<_> =
+            nodes.iter().map(|i| NodeRecord::decode(i.key.rsplit('/').next().unwrap(), &i.value).unwrap()).collect();
+        let table = table(&nodes, exceptions(&coordinator).await);
+        for Eviction { node, path } in &moved {
+            let (tenant, container) = path.split_once('/').unwrap();
+            let stays = table.spread_of(tenant, container).contains(&table.index_of(node).unwrap());
+            assert_eq!(told.contains(&Eviction { node: node.clone(), path: path.clone() }), !stays, "{path} on {node}");
+        }
+        assert!(told.is_subset(&moved) && !told.is_empty());
+        let count = calls.told.lock().len();
+        assert!(leader.plan_once(1).await.unwrap());
+        assert_eq!(calls.told.lock().len(), count, "told once");
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_by_key() {
+        LeaderConfig::default().validate().unwrap();
+        let with = |planner| LeaderConfig { planner, ..LeaderConfig::default() }.validate().unwrap_err();
+        assert!(with(PlannerConfig { bound: 0.0, ..PlannerConfig::default() }).contains("leader.planner.bound"));
+        assert!(with(PlannerConfig { bound: f64::NAN, ..PlannerConfig::default() }).contains("leader.planner.bound"));
+        assert!(with(PlannerConfig { moves_max: 0, ..PlannerConfig::default() }).contains("moves_max"));
+        assert!(LeaderConfig { ttl: Duration::ZERO, ..LeaderConfig::default() }.validate().unwrap_err().contains("leader.ttl"));
     }
 }

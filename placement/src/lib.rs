@@ -7,6 +7,7 @@
 //! Placement is for efficiency, never for correctness: any node can serve any tenant, so nothing here is a lock, and a table
 //! that is old is better than none.
 
+pub mod access;
 pub mod config;
 pub mod control;
 pub mod coordinator;
@@ -16,6 +17,7 @@ pub mod hash;
 pub mod leader;
 pub mod members;
 pub mod notice;
+pub mod pin;
 pub mod planner;
 pub mod record;
 pub mod registration;
@@ -28,7 +30,7 @@ pub use config::{Config, ConnectError, EtcdConfig, connect, connect_lazy};
 pub use control::{ControlClient, ControlTls};
 pub use coordinator::{Coordinator, CoordinatorError, etcd::EtcdCoordinator, local::LocalCoordinator};
 pub use exception::{Exception, Exceptions};
-pub use leader::{Leader, LeaderConfig, NodeStats, StatsSource};
+pub use leader::{Eviction, Leader, LeaderConfig, NodeCalls, NodeStats};
 pub use notice::{ChangeNotice, Notice, Notices};
 pub use planner::{Plan, PlanInput, PlannerConfig, plan};
 pub use record::{NodeName, NodeRecord, NodeState};

@@ -48,7 +48,9 @@ pub enum RegistrationError {
         incarnation: u64,
     },
     /// The coordinator did not take it.
-    #[error("the node could not be registered (placement.endpoints): {0}")]
+    #[error(
+        "the node could not be registered (placement.endpoints): {0}. Where etcd controls access, the certificate in placement.tls must be for this cluster.node_name (`hearth admin etcd-roles`)"
+    )]
     Coordinator(#[from] CoordinatorError),
 }
 
@@ -108,6 +110,8 @@ impl Registration {
         loop {
             match shared.ensure().await {
                 Ok(()) => break,
+                // Another's key, by a certificate that is not for it: waiting changes nothing.
+                Err(error @ RegistrationError::Coordinator(CoordinatorError::Refused { .. })) => return Err(error),
                 Err(error) if Instant::now() >= give_up => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "not registered yet");

@@ -9,7 +9,7 @@ use crate::{
     exception::Exceptions,
     members::{MassRule, Members},
     record::NodeRecord,
-    ring::RingConfig,
+    ring::{POINTS_MAX, RingConfig},
     snapshot,
     table::RouteTable,
 };
@@ -83,6 +83,44 @@ impl Default for WatchConfig {
             probe_deadline: Duration::from_millis(500),
             probe_failures_max: 3,
         }
+    }
+}
+
+impl WatchConfig {
+    /// Refuses what cannot work, naming the key.
+    ///
+    /// # Errors
+    /// The key, what is wrong, and what would do.
+    pub fn validate(&self) -> Result<(), String> {
+        let durations = [
+            (self.progress_interval, "progress_interval"),
+            (self.silence_deadline, "silence_deadline"),
+            (self.resync_interval, "resync_interval"),
+            (self.start_deadline, "start_deadline"),
+            (self.stale_after, "stale_after"),
+            (self.probe_interval, "probe_interval"),
+            (self.probe_deadline, "probe_deadline"),
+        ];
+        if let Some((_, key)) = durations.iter().find(|(duration, _)| duration.is_zero()) {
+            return Err(format!("table.{key} is zero; give a duration such as 5s"));
+        }
+        if self.silence_deadline < self.progress_interval * 2 {
+            return Err(
+                "table.silence_deadline must be twice table.progress_interval at least, or a live watch counts as silent".into()
+            );
+        }
+        if !(self.mass_share > 0.0 && self.mass_share <= 1.0) {
+            return Err(format!("table.mass_share is {}: a share of the nodes is above 0 and at most 1", self.mass_share));
+        }
+        if self.probe_failures_max == 0 {
+            return Err("table.probe_failures_max is 0: a suspect must be probed once at least".into());
+        }
+        if !(1..=POINTS_MAX).contains(&self.ring.points_per_capacity) {
+            return Err(format!(
+                "table.ring.points_per_capacity must be from 1 to {POINTS_MAX}, and the same in the whole cluster"
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -2,9 +2,9 @@
 
 use hearth_model::Timestamp;
 use hearth_placement::{
-    ControlClient, NodeRecord, NodeState, StatsSource,
+    ControlClient, Eviction, NodeCalls, NodeRecord, NodeState,
     control::{
-        ContainerStats, ControlStats, DrainRequest, DrainResponse, EvictRequest, EvictResponse, LogLine, StatsRequest,
+        ContainerStats, ControlCalls, DrainRequest, DrainResponse, EvictRequest, EvictResponse, LogLine, StatsRequest,
         StatsResponse, TailLogsRequest,
         control_server::{Control, ControlServer},
     },
@@ -81,7 +81,7 @@ async fn load_comes_only_from_living_nodes_that_are_who_they_should_be() {
         record("silent", 1, silent.local_addr().unwrap()),
         record("closed", 1, closed),
     ];
-    let source = ControlStats::new(None, DEADLINE);
+    let source = ControlCalls::new(None, DEADLINE);
     for _ in 0..2 {
         let loads = source.collect(&nodes).await;
         assert_eq!(loads.len(), 1);
@@ -89,6 +89,17 @@ async fn load_comes_only_from_living_nodes_that_are_who_they_should_be() {
         assert_eq!(loads[0].1.containers.len(), hearth_placement::control::CONTAINERS_MAX as usize);
         assert_eq!(loads[0].1.containers[3].path, "t3/main");
     }
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_told_to_let_go_holds_nobody_up() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nodes = [record("good", 1, serve("good").await), record("closed", 1, closed)];
+    let eviction = |node: &str, path: &str| Eviction { node: node.parse().unwrap(), path: path.to_owned() };
+    // The node that answers refuses, as one that has seen a later plan does; one is gone, one is unknown.
+    let evictions = [eviction("good", "a/main"), eviction("closed", "b/main"), eviction("unknown", "c/main")];
+    let calls = ControlCalls::new(None, DEADLINE);
+    tokio::time::timeout(Duration::from_secs(20), calls.evict(&nodes, &evictions, 3)).await.expect("each call has a deadline");
 }
 
 #[tokio::test]

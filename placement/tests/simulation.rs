@@ -5,8 +5,8 @@
 use async_trait::async_trait;
 use hearth_model::Timestamp;
 use hearth_placement::{
-    Candidates, Coordinator, Leader, LeaderConfig, LocalCoordinator, NodeName, NodeRecord, NodeState, NodeStats, PlannerConfig,
-    Probe, Registration, RouteTable, StatsSource, TableWatch, WatchConfig, leader::ContainerLoad, record::SCHEMA,
+    Candidates, Coordinator, Eviction, Leader, LeaderConfig, LocalCoordinator, NodeCalls, NodeName, NodeRecord, NodeState,
+    NodeStats, PlannerConfig, Probe, Registration, RouteTable, TableWatch, WatchConfig, leader::ContainerLoad, record::SCHEMA,
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -57,7 +57,7 @@ fn loads(table: &RouteTable, weights: &[f64]) -> Vec<NodeStats> {
 }
 
 #[async_trait]
-impl StatsSource for SimulatedLoad {
+impl NodeCalls for SimulatedLoad {
     async fn collect(&self, nodes: &[NodeRecord]) -> Vec<(NodeName, NodeStats)> {
         let table = self.table.table();
         let loads = loads(&table, &self.weights);
@@ -67,6 +67,9 @@ impl StatsSource for SimulatedLoad {
             |node: &NodeRecord| table.index_of(&node.name).map_or_else(NodeStats::default, |at| loads[usize::from(at)].clone());
         nodes.iter().filter(answers).map(|node| (node.name.clone(), of(node))).collect()
     }
+
+    /// Placement never depends on it.
+    async fn evict(&self, _: &[NodeRecord], _: &[Eviction], _: u64) {}
 }
 
 fn record(index: usize, incarnation: u64) -> NodeRecord {
@@ -317,6 +320,7 @@ async fn simulate(seed: u64) {
         planned = now;
     }
     settle(&mut world, &trace).await;
+    one_goes_and_comes(&mut world, rng.random_range(0..NODES), &trace).await;
     world.stop.cancel();
 }
 
@@ -347,6 +351,47 @@ async fn settle(world: &mut World, trace: &str) {
     assert_eq!(before.0, seen, "the table lags behind the plan\n{trace}");
     sleep(Duration::from_secs(60)).await;
     assert_eq!(plan_state(&world.store).await.0, before.0, "the plan does not come to rest\n{trace}");
+}
+
+/// The nodes of each container, by name.
+fn placed(table: &RouteTable) -> Vec<Vec<String>> {
+    let name = |index: &u16| table.node(*index).expect("its own index").record.name.to_string();
+    (0..300).map(|tenant| table.spread_of(&format!("tenant-{tenant}"), "main").iter().map(name).collect()).collect()
+}
+
+/// When one node goes only what it had moves, and when it comes back only what it gets. The planner may act meanwhile; what is compared
+/// is of one plan.
+async fn one_goes_and_comes(world: &mut World, which: usize, trace: &str) {
+    let name: NodeName = format!("node-{which}").parse().unwrap();
+    for comes in [false, true] {
+        let mut before = world.routers[0].1.table();
+        if comes {
+            world.nodes[which].start(&world.living);
+        } else {
+            world.nodes[which].crash(&world.living);
+        }
+        for waited in 0.. {
+            let table = world.routers[0].1.table();
+            if table.index_of(&name).is_some() == comes {
+                break;
+            }
+            assert!(waited < 1_000, "{name} comes: {comes}, and the table does not see it\n{trace}");
+            before = table;
+            sleep(Duration::from_millis(100)).await;
+        }
+        let after = world.routers[0].1.table();
+        if after.exceptions().generation != before.exceptions().generation {
+            continue;
+        }
+        for (tenant, (before, after)) in placed(&before).iter().zip(placed(&after)).enumerate() {
+            let with = if comes { &after } else { before };
+            let is_its = with.iter().any(|node| node == name.as_str());
+            assert!(
+                is_its || *before == after,
+                "tenant-{tenant} moved from {before:?} to {after:?} though {name} was elsewhere\n{trace}"
+            );
+        }
+    }
 }
 
 #[test]

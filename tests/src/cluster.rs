@@ -2,8 +2,8 @@
 //! a data directory, ports and a label of its own. Everything is removed at the end, and logs are kept when a test has failed.
 
 use crate::{
-    Answer, Docker, Etcd, binary,
-    process::{Process, free_port},
+    Answer, Docker, Etcd, Net, binary,
+    process::{Process, free_port, inside},
     until,
 };
 use reqwest::Method;
@@ -48,13 +48,15 @@ pub struct Member {
     dir: PathBuf,
     process: Option<Process>,
     announced: Value,
+    /// Its network namespace, where it has one of its own.
+    namespace: Option<String>,
 }
 
 impl Member {
     fn new(root: &Path, role: &'static str, name: String) -> Self {
         let dir = root.join(&name);
         fs::create_dir_all(&dir).expect("a directory");
-        Self { name, role, dir, process: None, announced: Value::Null }
+        Self { name, role, dir, process: None, announced: Value::Null, namespace: None }
     }
 
     fn text(&self, key: &str) -> String {
@@ -88,7 +90,7 @@ impl Member {
     /// The command that starts it.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = inside(self.namespace.as_deref(), binary());
         command.arg(self.role).arg("--config").arg(self.config_file()).arg("--announce").arg(self.dir.join("announced.json"));
         command.current_dir(&self.dir);
         without_settings(&mut command);
@@ -180,6 +182,8 @@ pub struct Cluster {
     pub token: String,
     http: reqwest::Client,
     stores: String,
+    /// Where each member has a network namespace of its own.
+    pub net: Option<Net>,
 }
 
 impl Cluster {
@@ -191,13 +195,51 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("hearth-cluster-").tempdir().expect("a temporary directory");
         let root = dir.path().to_owned();
         let tag = format!("c{}-{}", std::process::id(), STARTED.fetch_add(1, Relaxed));
-        let (etcd, (stand_in, endpoint)) = tokio::join!(Etcd::start(&root, size.etcd), stand_in(&root));
+        let (etcd, (stand_in, endpoint)) = tokio::join!(Etcd::start(&root, size.etcd), stand_in(&root, "127.0.0.1"));
+        Self::with(dir, tag, size, etcd, stand_in, &endpoint, None).await
+    }
+
+    /// As [`Self::start`], with each member of etcd, router and node in a network namespace of its own, so that they can be cut off from
+    /// each other.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub async fn start_apart(size: Size) -> Self {
+        let dir = tempfile::Builder::new().prefix("hearth-cluster-").tempdir().expect("a temporary directory");
+        let root = dir.path().to_owned();
+        let tag = format!("c{}-{}", std::process::id(), STARTED.fetch_add(1, Relaxed));
+        let mut net = Net::new(&tag);
+        let names = |kind: &'static str, count: usize| (0..count).map(move |n| format!("{kind}-{n}"));
+        for name in names("etcd", size.etcd).chain(names("router", size.routers)).chain(names("node", size.nodes)) {
+            net.join(&name);
+        }
+        let places: Vec<_> = names("etcd", size.etcd).map(|name| (net.address(&name).to_string(), Some(net.file(&name)))).collect();
+        let own = Net::own_address().to_string();
+        let (etcd, (stand_in, endpoint)) = tokio::join!(Etcd::start_at(&root, &places, None), stand_in(&root, &own));
+        Self::with(dir, tag, size, etcd, stand_in, &endpoint, Some(net)).await
+    }
+
+    async fn with(
+        dir: tempfile::TempDir,
+        tag: String,
+        size: Size,
+        etcd: Etcd,
+        stand_in: Process,
+        endpoint: &str,
+        net: Option<Net>,
+    ) -> Self {
+        let root = dir.path().to_owned();
         let http = crate::http_client().pool_max_idle_per_host(0).timeout(Duration::from_secs(60)).build().expect("a client");
-        let stores = stores(&endpoint, &root);
+        let stores = stores(endpoint, &root);
         let token = init_aws(&root, &stores);
-        let routers = (0..size.routers).map(|n| Member::new(&root, "router", format!("router-{n}"))).collect();
-        let nodes = (0..size.nodes).map(|n| Member::new(&root, "node", format!("node-{n}"))).collect();
-        let mut cluster = Self { dir, tag, etcd, stand_in, routers, nodes, token, http, stores };
+        let member = |role: &'static str, n: usize| {
+            let mut member = Member::new(&root, role, format!("{role}-{n}"));
+            member.namespace = net.as_ref().map(|net| net.file(&member.name));
+            member
+        };
+        let routers = (0..size.routers).map(|n| member("router", n)).collect();
+        let nodes = (0..size.nodes).map(|n| member("node", n)).collect();
+        let mut cluster = Self { dir, tag, etcd, stand_in, routers, nodes, token, http, stores, net };
         cluster.configure();
         for member in cluster.nodes.iter_mut().chain(&mut cluster.routers) {
             member.spawn();
@@ -216,7 +258,8 @@ impl Cluster {
         for router in &self.routers {
             let text = format!(
                 "data_dir = \"data\"\ngrace = \"10s\"\n\
-                 [router]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:0\"\ndrain_lead = \"1s\"\n{}",
+                 [router]\nlisten = \"{0}:{1}\"\nops_listen = \"{0}:0\"\ndrain_lead = \"1s\"\n{2}",
+                self.host(&router.name),
                 free_port(),
                 self.placement()
             );
@@ -229,18 +272,43 @@ impl Cluster {
         format!("[placement]\nbackend = \"etcd\"\nendpoints = {endpoints}\n")
     }
 
+    fn host(&self, name: &str) -> String {
+        self.net.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |net| net.address(name).to_string())
+    }
+
+    /// What a node in a namespace of its own needs: control calls are beyond the loopback there, so they take certificates; and containers
+    /// have no way out, which would begin in that namespace and lead nowhere.
+    fn apart(&self, host: &str) -> String {
+        if self.net.is_none() {
+            return String::new();
+        }
+        let certs = self.dir.path().join("certs");
+        if !certs.exists() {
+            let mut command = Command::new(binary());
+            command.args(["admin", "certs", "--node", "all", "--out"]).arg(&certs);
+            assert!(command.output().expect("hearth admin certs").status.success());
+        }
+        let certs = certs.display();
+        format!(
+            "control_listen = \"{host}:0\"\nlease_ttl = \"5s\"\n[docker.egress]\nmode = \"none\"\n\
+             [cluster.tls]\nca = \"{certs}/ca.crt\"\ncert = \"{certs}/node-all.crt\"\nkey = \"{certs}/node-all.key\"\n"
+        )
+    }
+
     /// The configuration of the node with this number and name.
     #[must_use]
     pub fn node_config(&self, n: usize, name: &str) -> String {
+        let host = self.host(name);
         format!(
             "data_dir = \"data\"\ngrace = \"10s\"\n\
              [docker]\ninstance = \"{}\"\n\
              [registry]\nurl = \"http://127.0.0.1:9/\"\n\
-             [node]\nlisten = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n\
+             [node]\nlisten = \"{host}:0\"\nops_listen = \"{host}:0\"\n\
              [node.proxy]\ntrust_router = true\n\
              [node.handler]\npool_size = 2\npool_max = 4\n\
-             [cluster]\nnode_name = \"{name}\"\nzone = \"z{n}\"\n{}{}",
+             [cluster]\nnode_name = \"{name}\"\nzone = \"z{n}\"\n{}{}{}",
             self.instance(n),
+            self.apart(&host),
             self.placement(),
             self.stores
         )
@@ -329,6 +397,12 @@ impl Cluster {
         answer.is_ok_and(|a| a.status().is_success())
     }
 
+    /// Whether a router's table has not been confirmed for too long.
+    pub async fn is_stale(&self, router: &Member) -> bool {
+        let metrics = Answer::of(self.http.get(format!("{}/metrics", router.ops_url()))).await;
+        metrics.expect(200).text.contains("hearth_router_table_stale 1")
+    }
+
     /// `hearth` as a client of the first router.
     #[must_use]
     pub fn client(&self, args: &[&str]) -> Command {
@@ -397,11 +471,11 @@ fn without_settings(command: &mut Command) {
 }
 
 /// The AWS stand-in and its address.
-async fn stand_in(root: &Path) -> (Process, String) {
+async fn stand_in(root: &Path, host: &str) -> (Process, String) {
     let announced = root.join("stand-in.url");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/aws-stand-in.sh");
     let mut command = Command::new("bash");
-    command.arg(script).arg("--announce").arg(&announced);
+    command.arg(script).args(["--host", host]).arg("--announce").arg(&announced);
     let log = root.join("stand-in.log");
     let process = Process::start("the AWS stand-in", command, &log);
     let url = until("the AWS stand-in", async || fs::read_to_string(&announced).ok().filter(|u| !u.trim().is_empty())).await;

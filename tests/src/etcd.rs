@@ -19,13 +19,22 @@ struct Member {
     data_dir: PathBuf,
     log: PathBuf,
     process: Option<Process>,
+    /// Its network namespace, where it has one of its own.
+    namespace: Option<String>,
+}
+
+/// Certificates of members and of whoever asks them.
+#[derive(Debug, Clone)]
+pub struct EtcdTls {
+    /// The folder of `hearth admin certs`, with `etcd-m.crt` for all members.
+    pub certs: PathBuf,
 }
 
 /// A cluster of etcd.
 pub struct Etcd {
     members: Vec<Member>,
     cluster: String,
-    host: String,
+    tls: Option<EtcdTls>,
 }
 
 impl Etcd {
@@ -34,19 +43,27 @@ impl Etcd {
     /// # Panics
     /// When there is no etcd on this machine: `scripts/setup.sh test` installs it.
     pub async fn start(dir: &Path, members: usize) -> Self {
-        let host = "127.0.0.1".to_owned();
-        let members: Vec<Member> = (0..members)
-            .map(|n| Member {
+        Self::start_at(dir, &vec![("127.0.0.1".to_owned(), None); members], None).await
+    }
+
+    /// As [`Self::start`], a member for each address (and network namespace), with certificates where they are given.
+    pub async fn start_at(dir: &Path, places: &[(String, Option<String>)], tls: Option<EtcdTls>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let members: Vec<Member> = places
+            .iter()
+            .enumerate()
+            .map(|(n, (host, namespace))| Member {
                 name: format!("m{n}"),
-                client_url: format!("http://{host}:{}", free_port()),
+                client_url: format!("{scheme}://{host}:{}", free_port()),
                 peer_url: format!("http://{host}:{}", free_port()),
                 data_dir: dir.join(format!("etcd-{n}")),
                 log: dir.join(format!("etcd-{n}.log")),
                 process: None,
+                namespace: namespace.clone(),
             })
             .collect();
         let cluster = members.iter().map(|m| format!("{}={}", m.name, m.peer_url)).collect::<Vec<_>>().join(",");
-        let mut etcd = Self { members, cluster, host };
+        let mut etcd = Self { members, cluster, tls };
         for n in 0..etcd.members.len() {
             etcd.run(n);
         }
@@ -63,7 +80,12 @@ impl Etcd {
     /// Starts a member that does not run; it keeps what it had.
     pub fn run(&mut self, n: usize) {
         let member = &mut self.members[n];
-        let mut command = Command::new("etcd");
+        let mut command = crate::process::inside(member.namespace.as_deref(), "etcd");
+        if let Some(EtcdTls { certs }) = &self.tls {
+            let file = |name: &str| certs.join(name);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(file("ca.crt"));
+            command.arg("--cert-file").arg(file("etcd-m.crt")).arg("--key-file").arg(file("etcd-m.key"));
+        }
         command
             .args(["--name", &member.name, "--initial-cluster", &self.cluster, "--initial-cluster-state", "new"])
             .args(["--listen-client-urls", &member.client_url, "--advertise-client-urls", &member.client_url])
@@ -94,8 +116,12 @@ impl Etcd {
 
     /// Waits until a majority answers.
     pub async fn answers(&self) {
+        if self.tls.is_some() {
+            until("etcd to answer", async || self.try_ctl("etcd-m", &["endpoint", "health"]).ok()).await;
+            return;
+        }
         let http = crate::http_client().timeout(Duration::from_secs(2)).build().expect("a client");
-        until(&format!("etcd on {} to answer", self.host), async || {
+        until("etcd to answer", async || {
             for url in self.endpoints() {
                 let answer = http.get(format!("{url}/health")).send().await;
                 if let Ok(answer) = answer
@@ -115,13 +141,22 @@ impl Etcd {
     /// When it fails.
     #[must_use]
     pub fn ctl(&self, args: &[&str]) -> String {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .env("ETCDCTL_ENDPOINTS", self.endpoints().join(","))
-            .args(args)
-            .output()
-            .expect("etcdctl");
-        assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        self.try_ctl("etcd-m", args).unwrap_or_else(|said| panic!("etcdctl {args:?}: {said}"))
+    }
+
+    /// Runs `etcdctl` with a certificate (`node-a`), where members have certificates: what it prints, or how it fails.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn try_ctl(&self, who: &str, args: &[&str]) -> Result<String, String> {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", self.endpoints().join(","));
+        if let Some(EtcdTls { certs }) = &self.tls {
+            command.env("ETCDCTL_CACERT", certs.join("ca.crt"));
+            command.env("ETCDCTL_CERT", certs.join(format!("{who}.crt"))).env("ETCDCTL_KEY", certs.join(format!("{who}.key")));
+        }
+        let output = command.args(args).output().expect("etcdctl");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
     }
 }

@@ -60,12 +60,22 @@ pub struct Hearth {
     pub token: String,
 }
 
-/// Where the program under test is: as `BINARY_UNDER_TEST` says (an absolute path), or else beside the test programs.
+static BINARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// Another program under test than the one beside the test programs; the first call counts.
+pub fn use_binary(path: PathBuf) {
+    let _ = BINARY.set(path);
+}
+
+/// Where the program under test is: as [`use_binary`] or `BINARY_UNDER_TEST` says (an absolute path), or else beside the test programs.
 ///
 /// # Panics
 /// When it has not been built.
 #[must_use]
 pub fn binary() -> PathBuf {
+    if let Some(path) = BINARY.get() {
+        return path.clone();
+    }
     if let Some(named) = std::env::var_os("BINARY_UNDER_TEST") {
         return named.into();
     }

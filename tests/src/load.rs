@@ -34,6 +34,8 @@ pub enum Outcome {
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// Its place in the load.
+    pub number: u32,
     /// When it was due, after the load's start.
     pub due: Duration,
     /// From when it was due to the end of its answer.
@@ -55,7 +57,7 @@ pub struct Plan {
     pub targets: Vec<String>,
     /// Requests per second.
     pub rate: u32,
-    /// A body makes every request a POST, which must not be sent twice.
+    /// A body makes every request a POST, which must not be sent twice; `?once={body}-{number}` tells them apart.
     pub body: Option<&'static str>,
 }
 
@@ -113,8 +115,9 @@ async fn send(plan: Plan, began: Instant, stop: Arc<AtomicBool>, samples: Arc<Mu
         let (http, plan, turn, samples) = (http.clone(), Arc::clone(&plan), Arc::clone(&turn), Arc::clone(&samples));
         tasks.spawn(async move {
             let target = &plan.targets[n as usize % plan.targets.len()];
-            let (outcome, node, detail) = one(&http, &plan, target, &turn).await;
-            let sample = Sample { due, took: began.elapsed().saturating_sub(due), outcome, node, detail };
+            let target = plan.body.map_or_else(|| target.clone(), |body| format!("{target}?once={body}-{n}"));
+            let (outcome, node, detail) = one(&http, &plan, &target, &turn).await;
+            let sample = Sample { number: n, due, took: began.elapsed().saturating_sub(due), outcome, node, detail };
             samples.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(sample);
         });
         while tasks.try_join_next().is_some() {}

@@ -105,6 +105,16 @@ impl Drop for Process {
     }
 }
 
+/// A command that runs in a network namespace, where one is given. Only the network is another: `ip netns exec` would give it mounts of its
+/// own, too, which Docker would not see.
+#[must_use]
+pub fn inside(namespace: Option<&str>, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(program) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={namespace}")).arg(program);
+    command
+}
+
 /// A port of the loopback that nobody has at the moment. Another may take it before it is used: whoever needs a port of its own asks for
 /// port 0 instead, and this is for servers that cannot say which they got.
 ///

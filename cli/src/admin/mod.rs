@@ -1,7 +1,9 @@
-//! `hearth admin`: what an operator does on the backends themselves, without a running Hearth; and certificates.
+//! `hearth admin`: what an operator does on the backends themselves, without a running Hearth; certificates, etcd's
+//! access control and pins.
 
 mod aws;
 mod certs;
+mod etcd;
 
 use crate::config::{self, Flags, Role, Settings};
 use anyhow::{Context, Result};
@@ -15,6 +17,12 @@ pub enum Command {
     InitAws(aws::InitArgs),
     /// Make certificates for the connections between routers, nodes and etcd, with an authority of their own.
     Certs(certs::Certs),
+    /// Have etcd let each certificate do only what its holder needs: a node writes its own key, a router the plan.
+    EtcdRoles(etcd::Roles),
+    /// Have a container run on certain nodes, whatever the load is.
+    Pin(etcd::Pin),
+    /// Take a pin away.
+    Unpin(etcd::Unpin),
     /// Make an operator's token directly in the store, as for the first login to a cluster.
     Token(TokenArgs),
 }
@@ -49,6 +57,9 @@ impl Command {
         match self {
             Self::InitAws(args) => aws::init(args).await,
             Self::Certs(certs) => certs.run(),
+            Self::EtcdRoles(roles) => roles.run().await,
+            Self::Pin(pin) => pin.run().await,
+            Self::Unpin(unpin) => unpin.run().await,
             Self::Token(args) => token(args.config.load()?, &args.file).await,
         }
     }

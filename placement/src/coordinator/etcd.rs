@@ -70,6 +70,25 @@ fn options(config: &EtcdConfig) -> Result<ConnectOptions, ConnectError> {
     Ok(options)
 }
 
+/// A client of the library's.
+///
+/// # Errors
+/// As [`EtcdCoordinator::new`].
+pub(crate) async fn connect(config: &EtcdConfig) -> Result<Client, ConnectError> {
+    config.validate()?;
+    let invalid = |error: &Error| ConnectError::Invalid { field: "placement.endpoints", reason: error.to_string() };
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let endpoints: Vec<String> =
+        config.endpoints.iter().map(|e| if e.contains("://") { e.clone() } else { format!("{scheme}://{e}") }).collect();
+    let connecting = Client::connect(endpoints, Some(options(config)?));
+    let client = timeout(config.connect_deadline, connecting).await;
+    let client = client.map_err(|_| ConnectError::Unreachable {
+        endpoints: config.endpoints.join(", "),
+        reason: format!("no answer within {:?}", config.connect_deadline),
+    })?;
+    client.map_err(|error| invalid(&error))
+}
+
 impl EtcdCoordinator {
     /// A client that has not tried to connect.
     ///
@@ -77,19 +96,7 @@ impl EtcdCoordinator {
     /// [`ConnectError`] when the configuration can lead to no connection, and, where a user is configured, when it could not
     /// log in.
     pub async fn new(config: &EtcdConfig) -> Result<Self, ConnectError> {
-        config.validate()?;
-        let invalid = |error: &Error| ConnectError::Invalid { field: "placement.endpoints", reason: error.to_string() };
-        let scheme = if config.tls.is_some() { "https" } else { "http" };
-        let endpoints: Vec<String> =
-            config.endpoints.iter().map(|e| if e.contains("://") { e.clone() } else { format!("{scheme}://{e}") }).collect();
-        let connecting = Client::connect(endpoints, Some(options(config)?));
-        let client = timeout(config.connect_deadline, connecting).await;
-        let client = client.map_err(|_| ConnectError::Unreachable {
-            endpoints: config.endpoints.join(", "),
-            reason: format!("no answer within {:?}", config.connect_deadline),
-        })?;
-        let client = client.map_err(|error| invalid(&error))?;
-        Ok(Self { client, deadline: config.deadline })
+        Ok(Self { client: connect(config).await?, deadline: config.deadline })
     }
 
     async fn call<T>(
@@ -227,7 +234,7 @@ impl Coordinator for EtcdCoordinator {
 }
 
 /// The first key after all that begin with `prefix`; ours end in `/`, so the last byte can always grow.
-fn prefix_end(prefix: &str) -> Vec<u8> {
+pub(crate) fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last = last.saturating_add(1);

@@ -9,6 +9,8 @@ mod certificates;
 mod changes;
 mod etcd;
 mod nodes;
+mod partitions;
+mod placement;
 mod rolling;
 mod routers;
 

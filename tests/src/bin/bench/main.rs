@@ -15,9 +15,11 @@ mod generator;
 mod hop;
 mod modules;
 mod neighbour;
+mod placement;
 mod platform;
 mod reference;
 mod report;
+mod router;
 mod runtime;
 mod scenarios;
 
@@ -34,9 +36,14 @@ pub const PATH: &str = "/run/bench/m/hello";
 pub const CALL: &str = "hello@1 bench 30000 18 127.0.0.1";
 
 /// The parts and what they measure, in the order in which they run.
-const PARTS: [(&str, &str); 10] = [
+const PARTS: [(&str, &str); 12] = [
     ("runtime", "the runtime alone against raw node:http and express"),
     ("hop", "a warm request through the node against the same runtime directly, requests per second against nginx"),
+    (
+        "router",
+        "a warm request through router and node against the runtime directly, requests per second against nginx before the node",
+    ),
+    ("placement", "routing decisions, loads and moves among 1,000 nodes and 1,000,000 containers, simulated"),
     ("cold", "cold starts without modules; what refilling costs warm requests"),
     ("refill", "containers that the pool gains per second"),
     ("memory", "memory of an idle container"),
@@ -136,6 +143,7 @@ fn run() -> Result<()> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let hearth = wanted.hearth.unwrap_or_else(|| target.join("release/hearth"));
     anyhow::ensure!(hearth.exists(), "{} is missing: `make bench` builds it", hearth.display());
+    hearth_tests::use_binary(hearth.canonicalize()?);
     let scratch = tempfile::Builder::new().prefix("hearth-bench-").tempdir()?;
     let bench = Bench { root, dir: scratch.path().to_owned(), hearth: hearth.canonicalize()?, quick: wanted.quick };
     let mut report = Report::default();
@@ -160,6 +168,8 @@ async fn part(name: &str, bench: &Bench, report: &mut Report) -> Result<()> {
     match name {
         "runtime" => runtime::measure(bench, report).await,
         "hop" => hop::measure(bench, report).await,
+        "router" => router::measure(bench, report).await,
+        "placement" => placement::measure(bench, report),
         "cold" => cold::measure(bench, report).await,
         "refill" => density::refill(bench, report).await,
         "memory" => density::memory(bench, report).await,

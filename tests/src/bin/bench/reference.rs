@@ -202,6 +202,11 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
 
 /// nginx in front of a unix socket, adding one header to each request as the node does. Returns its port.
 pub async fn nginx(dir: &Path, upstream: &Path, header: (&str, &str)) -> Result<(Process, u16)> {
+    nginx_to(dir, &format!("unix:{}", upstream.display()), header).await
+}
+
+/// As [`nginx`], in front of an address.
+pub async fn nginx_to(dir: &Path, upstream: &str, header: (&str, &str)) -> Result<(Process, u16)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let (name, value) = header;
     let config = format!(
@@ -210,13 +215,12 @@ pub async fn nginx(dir: &Path, upstream: &Path, header: (&str, &str)) -> Result<
          http {{
            access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
            keepalive_requests 1000000000;
-           upstream runtime {{ server unix:{upstream}; keepalive 128; keepalive_requests 1000000000; }}
+           upstream runtime {{ server {upstream}; keepalive 128; keepalive_requests 1000000000; }}
            server {{ listen 127.0.0.1:{port} backlog=8192; location / {{
              proxy_pass http://runtime; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header {name} \"{value}\";
            }} }}
          }}",
         dir = dir.display(),
-        upstream = upstream.display(),
     );
     let file = dir.join("nginx.conf");
     std::fs::write(&file, config)?;
