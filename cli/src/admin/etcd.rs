@@ -27,7 +27,7 @@ impl EtcdArgs {
     fn etcd(self) -> Result<EtcdConfig> {
         match self.placement()? {
             Config::Etcd(etcd) => Ok(etcd),
-            Config::Local => bail!("placement.backend is local: there is no etcd to work on"),
+            Config::Local {} => bail!("placement.backend is local: there is no etcd to work on"),
         }
     }
 }
