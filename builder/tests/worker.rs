@@ -316,7 +316,7 @@ async fn what_may_pass_is_tried_again_after_growing_waits_and_given_up_in_the_en
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_ends_well_over_a_queue_and_a_store_that_misbehave() {
-    for seed in seeds(8) {
+    for seed in seeds(3) {
         let mut bench = Bench::new().await;
         let good = Arc::clone(&bench.stores.artifacts);
         let queue = Arc::new(Faulty::<dyn BuildQueue>::new(Arc::clone(&bench.stores.queue), Faults::MANY, seed));
