@@ -305,7 +305,7 @@ mod tests {
         for body in [
             "x",
             "\r",
-            "fffffffffffffffff\r\n",
+            "fffffffffffffffff",
             "1\nx",
             "1 1\r\n",
             "1;\n",
