@@ -302,19 +302,9 @@ mod tests {
 
     #[test]
     fn chunks_that_hyper_refuses_are_refused() {
-        for body in [
-            "x",
-            "\r",
-            "fffffffffffffffff",
-            "1\nx",
-            "1 1\r\n",
-            "1;\n",
-            "1\r\nxy",
-            "1\r\nx\ry",
-            "0\r\n\n",
-            "0\r\na\n",
-            "0\r\n\rx",
-        ] {
+        for body in
+            ["x", "\r", "fffffffffffffffff", "1\n", "1 1", "1;\n", "1\r\nxy", "1\r\nx\ry", "0\r\n\n", "0\r\na\n", "0\r\n\rx"]
+        {
             let request = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{body}");
             assert_eq!(refused_at(request.as_bytes()), Some(request.len() - 1), "{body:?}");
         }
