@@ -251,12 +251,13 @@ impl RouteTable {
 
     /// Adds nodes in the ring's order, each time the next whose zone has the fewest so far. The spread becomes `spread`.
     fn by_ring(&self, point: u64, spread: usize, out: &mut Candidates) {
-        let mut considered = [0_u16; CONSIDERED_MAX];
-        let mut passed = [0_u16; CONSIDERED_MAX];
+        // Compared whole, which the compiler makes one comparison of vectors; no node has the index of an empty place.
+        let mut considered = [u16::MAX; CONSIDERED_MAX];
+        let mut passed = [u16::MAX; CONSIDERED_MAX];
         let (mut count, mut passed_count) = (0, 0);
         let enough = CONSIDERED_MAX.min(self.ring.nodes());
         for index in self.ring.walk(point).take(WALK_MAX) {
-            if considered[..count].contains(&index) || passed[..passed_count].contains(&index) {
+            if is_any(&considered, index) || (self.has_overflow && is_any(&passed, index)) {
                 continue;
             }
             let hands_on =
@@ -364,6 +365,10 @@ impl RouteTable {
         let placed = self.placed.values().map(|p| p.path.len() + p.nodes.len() * 2 + size_of::<(u64, Placed)>() + 1);
         (self.ring.bytes() + self.nodes.len() * node, placed.sum::<usize>())
     }
+}
+
+fn is_any(nodes: &[u16; CONSIDERED_MAX], index: u16) -> bool {
+    nodes.iter().fold(false, |found, node| found | (*node == index))
 }
 
 impl Placed {

@@ -11,7 +11,7 @@ const path = require('node:path');
 const RUNTIME = path.join(__dirname, '..');
 
 // An artifact where a container would have it, with a module that depends on another; the cache is made as a build makes it.
-function artifact(t, source = "exports.helper = require('helper').name; exports.file = require('./lib/part').part;") {
+function artifact(t, source = "exports.helper = require('helper').name; exports.file = require('./lib/part').part;", more = {}) {
   const root = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'cache-')));
   t.after(() => fs.rmSync(root, { recursive: true, force: true }));
   const a = path.join(root, 'm/context/a');
@@ -22,14 +22,16 @@ function artifact(t, source = "exports.helper = require('helper').name; exports.
   write('node_modules/x/index.js', source);
   write('node_modules/x/lib/part.js', "#!/usr/bin/env node\nexports.part = 'part';");
   write('node_modules/helper/index.js', "exports.name = 'helper';");
+  for (const [file, text] of Object.entries(more)) write(`node_modules/x/${file}`, text);
   const log = execFileSync(process.execPath, [path.join(RUNTIME, 'code-cache.js'), a, 'x'], { encoding: 'utf8' });
   const cache = fs.existsSync(path.join(a, '.hearth-cache')) ? path.join(a, '.hearth-cache', fs.readdirSync(path.join(a, '.hearth-cache'))[0]) : null;
   return { root, a, log, cache };
 }
 
 // In a process of its own, as a container is.
-function load({ root, a }) {
+function load({ root, a }, before = '') {
   const program = `
+    ${before};
     require(${JSON.stringify(path.join(RUNTIME, 'cache-loader.js'))}).installCacheLoader();
     console.log(JSON.stringify(require(${JSON.stringify(path.join(a, 'node_modules/x'))})));`;
   const env = { ...process.env, HEARTH_MODULES_DIR: path.join(root, 'm') + path.sep };
@@ -58,13 +60,13 @@ test('a cache that does not fit is left alone', (t) => {
   const files = JSON.parse(index).files;
   const otherVersion = Buffer.from(good);
   const blobs = 4 + good.readUInt32LE(0);
-  for (const [, , codeAt] of Object.values(files)) otherVersion.fill(0xff, blobs + codeAt, blobs + codeAt + 16);
+  for (const [, , , codeAt] of Object.values(files)) otherVersion.fill(0xff, blobs + codeAt, blobs + codeAt + 16);
   const bad = {
     empty: Buffer.alloc(0),
     'cut in the index': good.subarray(0, 40),
     'cut in the sources': good.subarray(0, good.length - 10),
     'no index': Buffer.concat([Buffer.from([255, 255, 255, 127]), good.subarray(4)]),
-    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-1', 'hearth-code-cache-9'), 'latin1'),
+    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-2', 'hearth-code-cache-9'), 'latin1'),
     'another version of V8': otherVersion,
   };
   for (const [what, bytes] of Object.entries(bad)) {
@@ -75,6 +77,41 @@ test('a cache that does not fit is left alone', (t) => {
   fs.writeFileSync(made.cache, good);
   fs.renameSync(made.cache, path.join(path.dirname(made.cache), 'v0.0.0-x64-1.bin'));
   assert.deepStrictEqual(load(made), EXPECTED);
+});
+
+test('a closure behaves as Node would have it', (t) => {
+  const source = `
+    const data = require('./data.json');
+    const one = require('./one');
+    let failed = 0;
+    for (let i = 0; i < 2; i++) try { require('./throws'); } catch (error) { failed += error.message === 'boom ' + i; }
+    module.exports = {
+      json: data.text, same: data === require('./data'), circle: one.seen, again: require('./one') === one, failed,
+      parent: require.cache[require.resolve('./one')].parent === module, children: module.children.map((m) => require('path').basename(m.id)),
+      paths: require('./two').paths, main: typeof require.main, missing: (() => { try { require('./none'); } catch (e) { return e.code; } })(),
+      umlaut: require('./umlaut'),
+    };`;
+  const more = {
+    'data.json': '\ufeff{"text": "\u00fc and more"}',
+    'one.js': "exports.early = 1; exports.seen = require('./two').early;",
+    'two.js': "exports.early = require('./one').early; exports.paths = module.paths[0].endsWith('x/node_modules');",
+    'throws.js': "globalThis.times = (globalThis.times ?? -1) + 1; throw new Error('boom ' + globalThis.times);",
+    'umlaut.js': "module.exports = '\u00fc\u20ac';",
+  };
+  const made = artifact(t, source, more);
+  assert.match(made.log, /code cache: 6 files/);
+  const cached = load(made, 'delete globalThis.times');
+  fs.rmSync(made.cache);
+  const plain = load(made);
+  assert.deepStrictEqual(cached, plain);
+  assert.strictEqual(cached.circle, 1);
+  assert.strictEqual(cached.failed, 2);
+});
+
+test("a function's hook into require sees every module", (t) => {
+  const made = artifact(t, "globalThis.hook?.(); exports.helper = require('helper').name; exports.file = require('./lib/part').part; exports.seen = globalThis.seen;");
+  const hook = "globalThis.hook = () => { const M = require('module'); const load = M._load; globalThis.seen = []; M._load = function (r) { globalThis.seen.push(r); return load.apply(this, arguments); }; }";
+  assert.deepStrictEqual(load(made, hook), { ...EXPECTED, seen: ['helper', './lib/part'] });
 });
 
 test('a module that throws or exits while it loads still builds', (t) => {

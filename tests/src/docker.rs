@@ -74,6 +74,21 @@ impl Docker {
         for id in self.ids(true) {
             let _ = Command::new("docker").args(["rm", "-f", "-v", &id]).output();
         }
+        self.remove_filter();
+    }
+
+    /// A process that was killed, or whose containers were to outlive it, has left its rules: each packet of the machine would be asked by
+    /// them for ever.
+    fn remove_filter(&self) {
+        let table = format!("hearth_{}", self.instance.replace('-', "_"));
+        let Ok(listed) = Command::new("nft").args(["list", "table", "inet", &table]).output() else { return };
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let Some(interfaces) = text.split("iifname \"").nth(1).and_then(|rest| rest.split('*').next()) else { return };
+        let rules = Command::new("iptables").args(["-w", "5", "-S", "DOCKER-USER"]).output().map(|o| o.stdout).unwrap_or_default();
+        for rule in String::from_utf8_lossy(&rules).lines().filter(|rule| rule.contains(interfaces)) {
+            let _ = Command::new("iptables").args(["-w", "5", "-D"]).args(rule.split_whitespace().skip(1)).output();
+        }
+        let _ = Command::new("nft").args(["delete", "table", "inet", &table]).output();
     }
 }
 

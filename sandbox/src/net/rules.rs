@@ -94,11 +94,15 @@ table inet {table} {{
 		type ipv4_addr . ipv4_addr
 		flags interval{allowed_all_ports}
 	}}
-	# Before anything else: only IPv4, and only from the address that the interface was given.
+	# Before anything else: only IPv4, and only from the address that the interface was given. Every packet of the machine, the proxy's own
+	# over loopback included, passes the base chains: each asks only whether the packet is a container's.
 	chain guard {{
 		type filter hook prerouting priority -310; policy accept;
-		iifname "{prefix}*" meta nfproto != ipv4 drop
-		iifname "{prefix}*" fib saddr . iif oif missing drop
+		iifname "{prefix}*" jump arriving
+	}}
+	chain arriving {{
+		meta nfproto != ipv4 drop
+		fib saddr . iif oif missing drop
 	}}
 	chain resolve {{
 		type nat hook prerouting priority -110; policy accept;
@@ -142,10 +146,13 @@ table inet {table} {{
 	# Nothing of the host itself, but its resolver where that is on one of its own addresses.
 	chain input {{
 		type filter hook input priority -10; policy accept;
-		iifname "{prefix}*" ip saddr @silent goto refuse
-		iifname "{prefix}*" ip saddr @listed goto refuse
-		iifname "{prefix}*" ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
-		iifname "{prefix}*" goto refuse
+		iifname "{prefix}*" goto for_host
+	}}
+	chain for_host {{
+		ip saddr @silent goto refuse
+		ip saddr @listed goto refuse
+		ct status dnat ct original ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 accept
+		goto refuse
 	}}
 	chain leave {{
 		type nat hook postrouting priority 100; policy accept;
