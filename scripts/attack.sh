@@ -56,7 +56,7 @@ api() {
   checks+=,missing_required_header,unsupported_method,use_after_free,ignored_auth
   say "schemathesis for $seconds s"
   # Logs are a stream that ends when the client leaves.
-  if ! target/attack/bin/schemathesis --config-file tests/attack/schemathesis.toml run "$url/v1/openapi.json" --header "authorization: Bearer $token" --checks "$checks" \
+  if ! ATTACK_TOKEN=$token target/attack/bin/schemathesis --config-file tests/attack/schemathesis.toml run "$url/v1/openapi.json" --checks "$checks" \
     --phases examples,coverage,fuzzing,stateful --continue-on-failure --max-time "$seconds" --request-timeout 35 \
     --exclude-path-regex '/logs$|/drain$' >"$dir/schemathesis.log" 2>&1; then
     tail -n 150 "$dir/schemathesis.log" >&2

@@ -376,6 +376,6 @@ where
 
 /// Whether a request is one that may change the connection's protocol: HTTP/1.1, `GET`, nothing in its body.
 #[must_use]
-pub fn may_upgrade(request: &Request<Incoming>) -> bool {
+pub fn may_upgrade<B: http_body::Body>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && request.method() == http::Method::GET && request.body().is_end_stream()
 }

@@ -7,6 +7,7 @@ pub mod header;
 pub mod limits;
 pub mod module;
 pub mod name;
+pub mod object;
 pub mod problem;
 pub mod protocol;
 pub mod tenant;

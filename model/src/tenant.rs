@@ -21,6 +21,7 @@ pub struct TenantLimits {
     /// Memory that one of its containers may ask for, in MiB.
     pub memory_mb_max: u64,
     /// What its containers may reach.
+    #[serde(deserialize_with = "crate::object::object")]
     pub egress: Egress,
     /// Builds of modules nobody has built before that it may ask one node for per hour.
     pub builds_per_hour: u32,

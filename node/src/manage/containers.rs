@@ -16,6 +16,7 @@ use axum::{
 };
 use hearth_model::{
     Container, ContainerName, ContainerPath, Problem, ProblemKind, Scope, TenantName, Timestamp, function::NodeVersion, limits,
+    object::Object,
 };
 use hearth_store::{Precondition, StoreError};
 use serde::Deserialize;
@@ -78,7 +79,7 @@ pub(crate) async fn put(
     caller: Caller,
     Path((tenant, container)): Path<(String, String)>,
     IfMatch(precondition): IfMatch,
-    Json(wanted): Json<ContainerSpec>,
+    Json(Object(wanted)): Json<Object<ContainerSpec>>,
 ) -> Result<(StatusCode, HeaderMap, Json<ContainerView>), ApiError> {
     let path = path(&tenant, &container)?;
     caller.require(&path.tenant, Scope::Write)?;

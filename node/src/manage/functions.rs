@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hearth_model::{
     CodeRef, ContainerName, ContainerPath, Function, FunctionName, FunctionPath, FunctionSpec, FunctionVersion, Problem,
-    ProblemKind, Scope, Tenant, TenantName, VersionNumber, VersionStatus, function::SealedSecret, limits,
+    ProblemKind, Scope, Tenant, TenantName, VersionNumber, VersionStatus, function::SealedSecret, limits, object::Object,
 };
 use hearth_store::{NewVersion, Precondition, StoreError};
 use serde::Deserialize;
@@ -102,7 +102,7 @@ pub(crate) async fn put(
     Path(names): Path<Names>,
     IfMatch(precondition): IfMatch,
     Wait(wait): Wait,
-    Json(wanted): Json<FunctionSpec>,
+    Json(Object(wanted)): Json<Object<FunctionSpec>>,
 ) -> Result<(StatusCode, HeaderMap, Json<FunctionView>), ApiError> {
     let path = path(&names)?;
     caller.require(&path.tenant, Scope::Write)?;
@@ -192,7 +192,7 @@ pub(crate) async fn rollback(
     caller: Caller,
     Path(names): Path<Names>,
     IfMatch(precondition): IfMatch,
-    Json(rollback): Json<Rollback>,
+    Json(Object(rollback)): Json<Object<Rollback>>,
 ) -> Result<(HeaderMap, Json<FunctionView>), ApiError> {
     let path = path(&names)?;
     caller.require(&path.tenant, Scope::Write)?;

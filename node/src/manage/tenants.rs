@@ -13,15 +13,19 @@ use axum::{
     extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
 };
-use hearth_model::{ContainerPath, Problem, Scope, Tenant, TenantLimits, TenantName};
+use hearth_model::{ContainerPath, Problem, Scope, Tenant, TenantLimits, TenantName, object::Object};
 use hearth_store::Precondition;
 use serde::Deserialize;
+
+/// Of any limit: what the document's `int32` can hold.
+const LIMIT_MAX: u32 = i32::MAX as u32;
 
 /// What can be set about a tenant.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TenantSpec {
     /// What it may use; what is absent has its default. Not together with `class`.
+    #[serde(default, deserialize_with = "hearth_model::object::optional_object")]
     limits: Option<TenantLimits>,
     /// The name of one of the operator's classes (`node.classes` of the configuration), which sets the limits.
     class: Option<String>,
@@ -79,7 +83,7 @@ pub(crate) async fn put(
     caller: Caller,
     Path(tenant): Path<String>,
     IfMatch(precondition): IfMatch,
-    Json(spec): Json<TenantSpec>,
+    Json(Object(spec)): Json<Object<TenantSpec>>,
 ) -> Result<(StatusCode, HeaderMap, Json<TenantView>), ApiError> {
     let name: TenantName = tenant.parse()?;
     caller.require(&name, Scope::Admin)?;
@@ -88,6 +92,20 @@ pub(crate) async fn put(
         if value == 0 {
             return Err(ApiError::invalid(format!("limits.{field}"), "0 would let nothing pass; use 1 or more"));
         }
+    }
+    let counts = [
+        ("concurrency", limits.concurrency),
+        ("rate_per_s", limits.rate_per_s),
+        ("burst", limits.burst),
+        ("functions_max", limits.functions_max),
+        ("containers_max", limits.containers_max),
+        ("builds_per_hour", limits.builds_per_hour),
+    ];
+    if let Some((field, _)) = counts.into_iter().find(|(_, value)| *value > LIMIT_MAX) {
+        return Err(ApiError::invalid(format!("limits.{field}"), format!("use {LIMIT_MAX} or less")));
+    }
+    if limits.memory_mb_max > u64::from(LIMIT_MAX) {
+        return Err(ApiError::invalid("limits.memory_mb_max", format!("use {LIMIT_MAX} or less")));
     }
     limits.egress.check().map_err(|detail| ApiError::invalid("limits.egress", detail))?;
     let tenant = Tenant { class: spec.class, limits, ..Tenant::new(name) };

@@ -11,7 +11,7 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use hearth_model::{Problem, ProblemKind, Scope, TenantName, Token};
+use hearth_model::{Problem, ProblemKind, Scope, TenantName, Token, object::Object};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub(crate) struct NewToken {
 pub(crate) async fn create(
     State(api): State<Shared>,
     caller: Caller,
-    Json(spec): Json<TokenSpec>,
+    Json(Object(spec)): Json<Object<TokenSpec>>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
     let tenant = spec.tenant.or_else(|| caller.tenant().cloned());
     match (&tenant, spec.scope) {

@@ -2,8 +2,10 @@
 //! ends, and is cut when the function goes silent.
 
 use super::forward::Exchange;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use hearth_edge::patience::{Patience, Terms};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
     cell::Cell,
@@ -17,26 +19,58 @@ use tokio::time::{Instant, Sleep};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A body of up to so many bytes is read before its request takes a place of its tenant's or container's: a client that trickles it holds
+/// nothing but its connection.
+const READ_FIRST_BYTES_MAX: u64 = 16 * 1024;
+
 /// How far a client's body has come.
 #[derive(Debug, Default)]
 pub(super) struct Upload {
     /// The client sent more than it may; the answer is then 413, whatever the function says.
     pub over: Cell<bool>,
+    /// The client kept us waiting for too long; the answer is then 408.
+    pub slow: Cell<bool>,
     /// All of it was sent on. Until then the connection must carry no other request: its head would follow the rest of this body.
     pub whole: Cell<bool>,
 }
 
+enum Source {
+    Client(Incoming),
+    /// Read already.
+    Memory(Bytes),
+}
+
 /// A client's body on its way to a function.
 pub(super) struct RequestBody {
-    inner: Incoming,
+    source: Source,
     left: u64,
+    patience: Patience,
     upload: Rc<Upload>,
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, limit: u64, upload: Rc<Upload>) -> Self {
+    pub fn new(inner: Incoming, limit: u64, terms: Terms, upload: Rc<Upload>) -> Self {
         upload.whole.set(inner.is_end_stream());
-        Self { inner, left: limit, upload }
+        Self { source: Source::Client(inner), left: limit, patience: Patience::new(terms), upload }
+    }
+
+    /// Reads all of a small body of known length; leaves any other as it is. None when the client broke off, or dawdled.
+    pub async fn read_first(mut self) -> Option<Self> {
+        if !self.size_hint().exact().is_some_and(|bytes| (1..=READ_FIRST_BYTES_MAX).contains(&bytes)) {
+            return Some(self);
+        }
+        // Mostly all of it came with the head.
+        let mut whole = match self.frame().await?.ok()?.into_data() {
+            Ok(data) if self.is_end_stream() => data.into(),
+            Ok(data) => BytesMut::from(data),
+            Err(_) => return None,
+        };
+        while let Some(frame) = self.frame().await {
+            whole.extend_from_slice(&frame.ok()?.into_data().ok()?);
+        }
+        self.source = Source::Memory(whole.freeze());
+        self.upload.whole.set(false);
+        Some(self)
     }
 }
 
@@ -45,37 +79,58 @@ impl Body for RequestBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            None => {
-                self.upload.whole.set(true);
+        let this = &mut *self;
+        let inner = match &mut this.source {
+            Source::Client(inner) => inner,
+            Source::Memory(bytes) => {
+                this.upload.whole.set(true);
+                let bytes = std::mem::take(bytes);
+                return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
+            }
+        };
+        let frame = match Pin::new(&mut *inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(None) => {
+                this.upload.whole.set(true);
                 return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                ready!(this.patience.poll_exhausted(cx));
+                this.upload.slow.set(true);
+                return Poll::Ready(Some(Err("the client sends its body too slowly".into())));
             }
         };
         let Ok(data) = frame.into_data() else {
-            self.upload.whole.set(true);
+            this.upload.whole.set(true);
             return Poll::Ready(None);
         };
-        match self.left.checked_sub(data.len() as u64) {
+        this.patience.progressed(data.len());
+        match this.left.checked_sub(data.len() as u64) {
             Some(left) => {
-                self.left = left;
-                self.upload.whole.set(self.inner.is_end_stream());
+                this.left = left;
+                this.upload.whole.set(inner.is_end_stream());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             None => {
-                self.upload.over.set(true);
+                this.upload.over.set(true);
                 Poll::Ready(Some(Err("the body is over its limit".into())))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.source {
+            Source::Client(inner) => inner.is_end_stream(),
+            Source::Memory(bytes) => bytes.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.source {
+            Source::Client(inner) => inner.size_hint(),
+            Source::Memory(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
     }
 }
 

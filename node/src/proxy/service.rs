@@ -5,14 +5,14 @@ use super::{
     body::{FunctionBody, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
     respond,
-    worker::Worker,
+    worker::{RATE_MIN_BYTES_PER_S, Worker},
 };
 use crate::{
     handler::{AcquireError, Lease, LiveContainer, Start},
     manage,
 };
 use bytes::Bytes;
-use hearth_edge::{headers, ids, serve, serve::Peer, upgrade};
+use hearth_edge::{headers, ids, patience::Terms, serve, serve::Peer, upgrade};
 use hearth_model::{
     Fault, FunctionPath, FunctionVersion, ProblemKind, header as names, limits,
     protocol::{CallHeader, ErrorReason},
@@ -189,12 +189,15 @@ async fn invoke(
         let detail = "no version of this function can run yet; GET its versions to see what they wait for";
         return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
     };
-    let permit = gate.admit(spread(peer, &request)).map_err(refused)?;
+    let spread = spread(peer, &request);
+    let upload = Rc::new(Upload::default());
+    let request = with_body(&worker, request, &upload).await?;
+    let permit = gate.admit(spread).map_err(refused)?;
     let trusted = trusts(&worker, peer);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
     let proto = if peer.tls { "https" } else { "http" };
     let call = Call { servable, version, request_id, prefix_bytes, client, trusted, proto, began };
-    let answered = forward_call(&worker, call, permit, request).await;
+    let answered = forward_call(&worker, call, permit, request, upload).await;
     if let Err(failure) = &answered {
         gate.usage().failed(failure.kind.fault());
     }
@@ -267,6 +270,23 @@ fn body_too_large(limit: u64) -> Failure {
     fail(ProblemKind::BodyTooLarge, "proxy", format!("a request's body may have {limit} bytes"))
 }
 
+fn body_too_slow() -> Failure {
+    fail(ProblemKind::RequestTimeout, "proxy", "the request's body came too slowly").closing()
+}
+
+/// The request with its body counted and watched, and read already if it is small.
+async fn with_body(worker: &Worker, request: Request<Incoming>, upload: &Rc<Upload>) -> Result<Request<RequestBody>, Failure> {
+    let config = &worker.shared.config;
+    let terms = Terms { wait_max: config.header_timeout, rate_min_bytes_per_s: RATE_MIN_BYTES_PER_S };
+    let (parts, incoming) = request.into_parts();
+    let body = RequestBody::new(incoming, config.request_body_max.as_u64(), terms, Rc::clone(upload));
+    match body.read_first().await {
+        Some(body) => Ok(Request::from_parts(parts, body)),
+        None if upload.slow.get() => Err(body_too_slow()),
+        None => Err(fail(ProblemKind::Invalid, "proxy", "the request's body broke off").closing()),
+    }
+}
+
 /// What stays the same however often a request is sent.
 #[derive(Clone, Copy)]
 struct Call<'a> {
@@ -285,13 +305,13 @@ async fn forward_call(
     worker: &Rc<Worker>,
     call: Call<'_>,
     permit: Permit,
-    mut request: Request<Incoming>,
+    mut request: Request<RequestBody>,
+    upload: Rc<Upload>,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let config = &worker.shared.config;
     let upgrades = headers::wants_upgrade(request.headers()) && serve::may_upgrade(&request);
     let upgrade_to = upgrades.then(|| request.headers()[header::UPGRADE].clone());
     let client_side = upgrade_to.as_ref().map(|_| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     parts.uri = origin_form(&parts.uri);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
@@ -312,9 +332,7 @@ async fn forward_call(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
     }
-    let upload = Rc::new(Upload::default());
-    let body_max = config.request_body_max.as_u64();
-    let mut outgoing = Request::from_parts(parts, RequestBody::new(incoming, body_max, Rc::clone(&upload)));
+    let mut outgoing = Request::from_parts(parts, body);
     let timeout = Duration::from_millis(call.version.timeout_ms);
 
     for last in (0..CONTAINERS_MAX).rev() {
@@ -328,7 +346,10 @@ async fn forward_call(
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }
-            Ok(Err(_)) if upload.over.get() => return Err(body_too_large(body_max).after(start)),
+            Ok(Err(_)) if upload.over.get() => {
+                return Err(body_too_large(worker.shared.config.request_body_max.as_u64()).after(start));
+            }
+            Ok(Err(_)) if upload.slow.get() => return Err(body_too_slow().after(start)),
             Ok(Err(SendError::NotSent(unsent, error))) if last > 0 => {
                 // Nothing reached a function: a fresh container serves the request as if nothing had been.
                 tracing::debug!(container = %container.path(), error, "sending elsewhere");

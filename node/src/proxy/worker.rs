@@ -17,7 +17,7 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// A client that reads an answer more slowly than this is cut (after the header time-out, with what it earned).
-const READ_RATE_MIN_BYTES_PER_S: u64 = 1_024;
+pub(super) const RATE_MIN_BYTES_PER_S: u64 = 1_024;
 
 /// The running proxy.
 pub struct Proxy {
@@ -44,7 +44,7 @@ impl Proxy {
         let protocol = Arc::new(Protocol {
             header_timeout: config.header_timeout,
             first_byte_timeout: config.header_timeout,
-            write_terms: Terms { wait_max: config.header_timeout, rate_min_bytes_per_s: READ_RATE_MIN_BYTES_PER_S },
+            write_terms: Terms { wait_max: config.header_timeout, rate_min_bytes_per_s: RATE_MIN_BYTES_PER_S },
             head_bytes_max: limits::REQUEST_HEADER_BYTES_MAX + limits::REQUEST_TARGET_BYTES_MAX + 32 * 1024,
             headers_max: limits::REQUEST_HEADERS_MAX * 2,
             tls,

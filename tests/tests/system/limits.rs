@@ -72,6 +72,40 @@ async fn half_sent_requests_are_ended_and_hold_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_trickle_hold_no_place_and_are_ended() {
+    let hearth = Hearth::with(Options::default().set("node__proxy__header_timeout", "3s")).await;
+    let path = "/tenants/acme/containers/main";
+    let few = hearth.api(Method::PUT, path).json(&json!({ "concurrency": 2 }));
+    Answer::of(hearth.api(Method::PUT, "/tenants/acme").json(&json!({}))).await.expect(201);
+    Answer::of(few).await.expect(201);
+    hearth.deploy_code("acme/main/f", "export default async (r) => new Response((await r.text()).length)").await;
+    let honest = async || {
+        let request = hearth.request(Method::POST, "/run/acme/main/f").body("four");
+        assert_eq!(Answer::of(request).await.expect(200).text, "4");
+    };
+    honest().await;
+    let trickle = async |bytes: usize| {
+        let mut connection = RawConnection::to(&hearth.url).await;
+        connection.send(format!("POST /run/acme/main/f HTTP/1.1\r\nhost: x\r\ncontent-length: {bytes}\r\n\r\nx")).await;
+        connection
+    };
+    // More of them than requests may run at once; and one too large to be waited for before it takes a place.
+    let mut slow = vec![trickle(1_000_000).await];
+    for _ in 0..10 {
+        slow.push(trickle(4_096).await);
+    }
+    for _ in 0..5 {
+        honest().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for mut connection in slow {
+        let (answer, closed) = connection.read_to_end(Duration::from_secs(10)).await;
+        assert!(closed && answer.starts_with("HTTP/1.1 408") && answer.contains("request-timeout"), "{answer}");
+    }
+    honest().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_may_last_but_not_be_silent_and_a_broken_one_is_seen() {
     let hearth = Hearth::start().await;
     let code = "module.exports = (req, res) => { res.write('a'); let n = 0; const i = setInterval(() => { if (++n > 5 || req.url === '/silent' ) { clearInterval(i); if (req.url === '/whole') res.end('z'); if (req.url === '/dies') process.exit(1); } else res.write('b'); }, 200); };";
