@@ -101,9 +101,19 @@ function installCacheLoader() {
     };
   }
 
-  // Whether all is as this file and Node left it: a function's own hooks into `require` see every module.
+  // Whether all is as this file and Node left it: a function's own hooks into `require` see every module (listeners of diagnostics channels do not).
+  let hooked = false;
+  const { registerHooks } = Module;
+  if (registerHooks) {
+    Module.registerHooks = (hooks) => {
+      hooked = true;
+      return registerHooks(hooks);
+    };
+  }
   const originals = { load: Module._load, require: Module.prototype.require, protoLoad: Module.prototype.load };
   const unhooked = () =>
+    !hooked &&
+    Module._extensions['.cjs'] === undefined &&
     Module._load === originals.load &&
     Module.prototype.require === originals.require &&
     Module.prototype.load === originals.protoLoad &&
@@ -111,30 +121,35 @@ function installCacheLoader() {
     Module._extensions['.js'] === load['.js'] &&
     Module._extensions['.json'] === load['.json'];
 
+  const loading = new Set();
+
   // `require` between files of one artifact, without Node's way through lookups, caches of stats and tracing: half of the time that a
   // closure of sixty small files takes to load is spent there.
   function requireWithin(artifact, module, dir, request) {
     const filename = resolvedIn(artifact, dir, request);
     if (filename === undefined) return module.require(request);
     const known = Module._cache[filename];
-    if (known !== undefined && known.loaded) {
+    if (known !== undefined && (known.loaded || loading.has(known))) {
       if (!module.children.includes(known)) module.children.push(known);
       return known.exports;
     }
     const entry = entryOf(artifact, filename);
-    // A circle is Node's to close, too.
+    // What Node is loading it must go on with.
     if (known !== undefined || entry === undefined) return module.require(request);
     const child = new Module(filename, module);
     Module._cache[filename] = child;
+    loading.add(child);
     let done = false;
     try {
       child.filename = filename;
       child.paths = Module._nodeModulePaths(path.dirname(filename));
       done = loadCached(artifact, entry, child, filename);
     } finally {
+      loading.delete(child);
       if (!done) {
         delete Module._cache[filename];
-        module.children.splice(module.children.indexOf(child), 1);
+        const at = module.children.indexOf(child);
+        if (at >= 0) module.children.splice(at, 1);
       }
     }
     if (!done) return module.require(request);

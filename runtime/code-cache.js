@@ -13,6 +13,8 @@ const { isAscii } = require('node:buffer');
 const { cacheName, CACHE_DIR, MAGIC } = require('./cache-loader');
 
 const TOTAL_MAX = 64 * 1024 * 1024;
+// Larger data is not worth its place in every container's memory.
+const JSON_MAX = 64 * 1024;
 
 function record(root) {
   const scripts = new Map();
@@ -51,7 +53,8 @@ function record(root) {
   const loadJson = Module._extensions['.json'];
   Module._extensions['.json'] = function (module, filename) {
     loadJson.call(this, module, filename);
-    if (filename.startsWith(root)) scripts.set(filename, { script: null, source: fs.readFileSync(filename, 'utf8').replace(/^\ufeff/, '') });
+    if (!filename.startsWith(root) || fs.statSync(filename).size > JSON_MAX) return;
+    scripts.set(filename, { script: null, source: fs.readFileSync(filename, 'utf8').replace(/^\ufeff/, '') });
   };
   return { scripts, resolved };
 }

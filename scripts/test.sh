@@ -48,12 +48,12 @@ oracles() {
 
 # The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
 infrastructure_tests() {
-  scripts/setup.sh terraform
+  wait "$terraform_setup"
   BINARY_UNDER_TEST="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
 }
 
 machines() {
-  scripts/setup.sh terraform
+  wait "$terraform_setup"
   TEST_MACHINES=all BINARY_UNDER_TEST="$PWD/$target/debug/hearth" \
     target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform --pattern test_machines.py
 }
@@ -61,6 +61,11 @@ machines() {
 step 'what is needed' scripts/setup.sh test
 step 'the AWS stand-in' scripts/setup.sh aws
 step 'Docker' scripts/dockerd.sh gvisor
+# Mostly waiting for downloads: while the compiler runs.
+if [ "${1:-}" != modules ]; then
+  scripts/setup.sh terraform &
+  terraform_setup=$!
+fi
 # Programs and tests in one go, so that everything is compiled once, with one set of features.
 step 'compile' cargo build --workspace --all-targets --locked
 step 'images' images

@@ -8,6 +8,8 @@ pub const REQUEST_HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const REQUEST_HEADERS_MAX: usize = 100;
 /// All response headers of a function together: more answers 502.
 pub const RESPONSE_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Headers of a function's answer.
+pub const RESPONSE_HEADERS_MAX: usize = 100;
 /// Default bound of an invocation's body.
 pub const REQUEST_BODY_BYTES_DEFAULT: u64 = 100 * 1024 * 1024;
 /// A management call's JSON body: code and its envelope.

@@ -86,7 +86,7 @@ test('a closure behaves as Node would have it', (t) => {
     let failed = 0;
     for (let i = 0; i < 2; i++) try { require('./throws'); } catch (error) { failed += error.message === 'boom ' + i; }
     module.exports = {
-      json: data.text, same: data === require('./data'), circle: one.seen, again: require('./one') === one, failed,
+      plain: [data, one, require('./two')].every((exported) => Object.getPrototypeOf(exported) === Object.prototype), json: data.text, same: data === require('./data'), circle: one.seen, again: require('./one') === one, failed,
       parent: require.cache[require.resolve('./one')].parent === module, children: module.children.map((m) => require('path').basename(m.id)),
       paths: require('./two').paths, main: typeof require.main, missing: (() => { try { require('./none'); } catch (e) { return e.code; } })(),
       umlaut: require('./umlaut'),

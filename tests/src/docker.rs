@@ -95,7 +95,8 @@ impl Docker {
 impl Container {
     fn inspect(id: &str) -> Option<Self> {
         let output = Command::new("docker").args(["inspect", id]).output().ok()?;
-        let inspected: Value = serde_json::from_slice::<Value>(&output.stdout).ok()?[0].take();
+        // An empty list when it has gone meanwhile.
+        let inspected: Value = serde_json::from_slice::<Vec<Value>>(&output.stdout).ok()?.into_iter().next()?;
         let pid = u32::try_from(inspected["State"]["Pid"].as_u64()?).ok()?;
         Some(Self { id: id.to_owned(), pid, inspected })
     }

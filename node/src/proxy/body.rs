@@ -30,6 +30,10 @@ pub(super) struct Upload {
     pub over: Cell<bool>,
     /// The client kept us waiting for too long; the answer is then 408.
     pub slow: Cell<bool>,
+    /// The client's next bytes are being waited for: what takes long is not the function.
+    pub awaited: Cell<bool>,
+    /// The function answers already: a conversation, in which the client may be silent.
+    pub answered: Cell<bool>,
     /// All of it was sent on. Until then the connection must carry no other request: its head would follow the rest of this body.
     pub whole: Cell<bool>,
 }
@@ -92,10 +96,13 @@ impl Body for RequestBody {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
+                this.upload.awaited.set(false);
                 this.upload.whole.set(true);
                 return Poll::Ready(None);
             }
+            Poll::Pending if this.upload.answered.get() => return Poll::Pending,
             Poll::Pending => {
+                this.upload.awaited.set(true);
                 ready!(this.patience.poll_exhausted(cx));
                 this.upload.slow.set(true);
                 return Poll::Ready(Some(Err("the client sends its body too slowly".into())));
@@ -105,6 +112,7 @@ impl Body for RequestBody {
             this.upload.whole.set(true);
             return Poll::Ready(None);
         };
+        this.upload.awaited.set(false);
         this.patience.progressed(data.len());
         match this.left.checked_sub(data.len() as u64) {
             Some(left) => {

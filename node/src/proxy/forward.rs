@@ -95,7 +95,7 @@ impl Connections {
 async fn connect(container: &LiveContainer) -> io::Result<Sender> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, container.connect()).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let (sender, connection) = http1::Builder::new()
-        // At most 100 headers, hyper's own bound: with any other it takes its tables of headers from the heap, for every answer.
+        // `RESPONSE_HEADERS_MAX` is hyper's own bound: with any other it takes its tables of headers from the heap, for every answer.
         .max_buf_size(hearth_model::limits::RESPONSE_HEADER_BYTES_MAX + 16 * 1024)
         .handshake(TokioIo::new(stream))
         .await

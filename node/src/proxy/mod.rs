@@ -28,7 +28,8 @@ pub struct Config {
     pub workers: usize,
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,
-    /// How long a client may take to send its headers, and how long a connection may be idle.
+    /// How long a client may take to send its headers, how long a connection may be idle, and how long in all a client may keep us waiting for
+    /// its body before the function answers (each KiB of it earns a second more).
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
     /// Largest body of an invocation.

@@ -163,8 +163,11 @@ async fn invoke(
     request: Request<Incoming>,
     request_id: &str,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let began = Instant::now();
     check(&request, &worker)?;
+    let (spread, upload) = (spread(peer, &request), Rc::new(Upload::default()));
+    // Before anything is looked up: a client may take half a minute, and what is found then must be what is true then.
+    let request = with_body(&worker, request, &upload).await?;
+    let began = Instant::now();
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = function_key(request.uri().path()).ok_or_else(not_found)?;
     let prefix_bytes = "/run/".len() + key.len();
@@ -189,9 +192,6 @@ async fn invoke(
         let detail = "no version of this function can run yet; GET its versions to see what they wait for";
         return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
     };
-    let spread = spread(peer, &request);
-    let upload = Rc::new(Upload::default());
-    let request = with_body(&worker, request, &upload).await?;
     let permit = gate.admit(spread).map_err(refused)?;
     let trusted = trusts(&worker, peer);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
@@ -359,6 +359,7 @@ async fn forward_call(
                 outgoing = *unsent;
             }
             Ok(Err(error)) => return Err(ended(&container, &error).await.after(start)),
+            Err(_elapsed) if upload.awaited.get() => return Err(body_too_slow().after(start)),
             Err(_elapsed) => {
                 worker.shared.handler.suspect(&container);
                 let detail = format!("the function did not answer within {} ms", call.version.timeout_ms);
@@ -416,7 +417,11 @@ async fn ended(container: &Arc<LiveContainer>, error: &SendError) -> Failure {
                 format!("the function's process ended {code}; a fresh one serves the next request"),
             )
         }
-        None => fail(ProblemKind::FunctionBadResponse, "runtime", "the function's answer broke off or is not HTTP"),
+        None => {
+            let detail =
+                format!("the function's answer broke off, is not HTTP, or has more than {} headers", limits::RESPONSE_HEADERS_MAX);
+            fail(ProblemKind::FunctionBadResponse, "runtime", detail)
+        }
     }
 }
 
@@ -439,6 +444,7 @@ async fn finish(
         return Err(runtime_error(reason, response, exchange).await);
     }
     let answered = Instant::now();
+    exchange.upload.answered.set(true);
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let function_side = (switched && client_side.is_some()).then(|| hyper::upgrade::on(&mut response));
     if switched && function_side.is_none() || response.status().is_informational() && !switched {

@@ -214,11 +214,13 @@ mod tests {
             if let Some(name) = line.strip_prefix("chain ") {
                 chain = name;
             }
-            let verdict = ["accept", "drop", "masquerade", "goto refuse", "jump leaving"].iter().any(|v| line.ends_with(v))
+            let verdict = ["accept", "drop", "masquerade", "goto refuse", "goto for_host", "jump leaving", "jump arriving"]
+                .iter()
+                .any(|v| line.ends_with(v))
                 || line.contains("dnat ip to");
             let bound = line.contains(r#"ifname "hv12345x*""#)
                 || line.starts_with("ip saddr 198.18.0.0/15")
-                || ["leaving", "by_list"].iter().any(|c| chain.starts_with(c));
+                || ["leaving", "by_list", "arriving", "for_host"].iter().any(|c| chain.starts_with(c));
             assert!(!verdict || bound, "this rule would meet other traffic of the machine: {line}");
         }
     }

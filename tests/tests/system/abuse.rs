@@ -90,6 +90,11 @@ async fn nonsense_answers_are_the_tenants_fault() {
             "exports.handler = async () => ({ statusCode: 200, headers: { 'x-a': 'a\\r\\nb: c' } })",
             "function-bad-response",
         ),
+        (
+            "headers",
+            "module.exports = (c, req, res) => { for (let i = 0; i < 101; i++) res.setHeader('x-' + i, 'y'); res.end(); }",
+            "function-bad-response",
+        ),
     ];
     for (name, code, reason) in cases {
         hearth.deploy_code(&format!("bad/main/{name}"), code).await;
