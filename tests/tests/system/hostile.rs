@@ -157,7 +157,8 @@ async fn no_container_serves_two_tenants_or_sees_the_machine() {
             1 => {
                 for tenant in &tenants {
                     let container = format!("{tenant}/main");
-                    until("an idle container to be destroyed", async || hearth.container(&container).await.is_null().then_some(())).await;
+                    until("an idle container to be destroyed", async || hearth.container(&container).await.is_null().then_some(()))
+                        .await;
                 }
             }
             3 => {}

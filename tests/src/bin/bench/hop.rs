@@ -74,7 +74,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Res
         Bound::AtMost(0.1),
         format!("one nginx hop adds {nginx:.3} ms"),
     );
-    report.add("the same, against one nginx hop", added / nginx, "times", Bound::AtMost(0.1 / NGINX_HOP_MS), "");
+    report.add("the same, against one nginx hop", added / nginx, "times", Bound::AtMost(crate::rounded(0.1 / NGINX_HOP_MS)), "");
     report.add("the same, added p99", median(added_p99), "ms", Bound::AtMost(2.0), "");
     let note = format!("{:.0} requests/s", median(rates));
     report.add("requests/s through the node, 32 connections, against nginx", median(ratios), "times", Bound::AtLeast(1.0), note);

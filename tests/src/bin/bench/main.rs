@@ -35,6 +35,11 @@ pub const PATH: &str = "/run/bench/m/hello";
 /// The header by which the runtime knows what is called.
 pub const CALL: &str = "hello@1 bench 30000 18 127.0.0.1";
 
+/// A bound to two decimals, as it is shown.
+pub fn rounded(bound: f64) -> f64 {
+    (bound * 100.0).round() / 100.0
+}
+
 /// Limits that no closed loop reaches; a tenant's own would cut it at 20,000/s.
 pub fn unlimited() -> serde_json::Value {
     serde_json::json!({ "limits": { "rate_per_s": 10_000_000, "burst": 10_000_000 } })

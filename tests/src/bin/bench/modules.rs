@@ -93,7 +93,7 @@ async fn express_and_lodash(bench: &Bench, report: &mut Report, platform: &Platf
         "the same, against a bare Node.js that loads them",
         figures.ms(0.5) / own,
         "times",
-        Bound::AtMost(30.0 / PLAIN_MS),
+        Bound::AtMost(crate::rounded(30.0 / PLAIN_MS)),
         note,
     );
     let attach = median(heads.iter().map(|h| phase(h, "modules")).collect()) / 2.0;
@@ -111,7 +111,7 @@ async fn express_and_lodash(bench: &Bench, report: &mut Report, platform: &Platf
         "once popular, against a bare Node.js that loads them",
         figures.ms(0.5) / own,
         "times",
-        Bound::AtMost(10.0 / PLAIN_MS),
+        Bound::AtMost(crate::rounded(10.0 / PLAIN_MS)),
         "",
     );
     Ok(())
