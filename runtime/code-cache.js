@@ -1,5 +1,5 @@
 'use strict';
-// Makes the code cache of one built module: loads it as a function would, notes every CommonJS file that was compiled, every JSON file and every
+// Makes the code cache of one built module: loads it as a function would, notes every CommonJS file that was compiled and every
 // resolution that was made, and writes one file below `.hearth-cache/`. Runs in the build's container; a module that does not load
 // simply has no cache.
 //
@@ -9,12 +9,9 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
-const { isAscii } = require('node:buffer');
 const { cacheName, CACHE_DIR, MAGIC } = require('./cache-loader');
 
 const TOTAL_MAX = 64 * 1024 * 1024;
-// Larger data is not worth its place in every container's memory.
-const JSON_MAX = 64 * 1024;
 
 function record(root) {
   const scripts = new Map();
@@ -50,12 +47,6 @@ function record(root) {
     });
     script.runInThisContext().call(module.exports, module.exports, require, module, filename, path.dirname(filename));
   };
-  const loadJson = Module._extensions['.json'];
-  Module._extensions['.json'] = function (module, filename) {
-    loadJson.call(this, module, filename);
-    if (!filename.startsWith(root) || fs.statSync(filename).size > JSON_MAX) return;
-    scripts.set(filename, { script: null, source: fs.readFileSync(filename, 'utf8').replace(/^\ufeff/, '') });
-  };
   return { scripts, resolved };
 }
 
@@ -69,10 +60,8 @@ function write(root, { scripts, resolved }) {
     return [at - buffer.length, buffer.length];
   };
   for (const [filename, { script, source }] of scripts) {
-    const bytes = Buffer.from(source, 'utf8');
     // After loading, so that functions which ran while loading are in the cache as well.
-    const code = script ? add(script.createCachedData()) : [];
-    files[filename.slice(root.length)] = [...add(bytes), isAscii(bytes) ? 1 : 0, ...code];
+    files[filename.slice(root.length)] = [...add(Buffer.from(source, 'utf8')), ...add(script.createCachedData())];
     if (at > TOTAL_MAX) return;
   }
   const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes: at, files, resolved }), 'utf8');

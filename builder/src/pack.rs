@@ -18,7 +18,7 @@ pub const DEPTH_MAX: usize = 60;
 /// Unpacked bytes for each packed one, where there are enough of them to matter: source code packs to a tenth, a bomb to a thousandth.
 pub const RATIO_MAX: u64 = 200;
 const RATIO_FROM_BYTES: u64 = 16 * 1024 * 1024;
-/// A module is packed once and kept for ever: a second more for 100 MB of sources, and a fifth fewer bytes than at level 3.
+/// A module is packed once and kept for ever: two seconds more for 100 MB of sources, and a fifth fewer bytes than at level 3.
 const ZSTD_LEVEL: i32 = 12;
 
 /// Why a tree was not packed; for the tenant.

@@ -198,7 +198,7 @@ impl BuildInputs<'_> {
     pub fn key(&self) -> BuildKey {
         let mut hash = Sha256::new();
         let fields = [
-            "hearth-build-2",
+            "hearth-build-1",
             self.spec.name.as_str(),
             &self.spec.version,
             self.node.abi(),

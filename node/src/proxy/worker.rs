@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// A client that reads an answer more slowly than this is cut (after the header time-out, with what it earned).
+/// A client that reads an answer, or sends a body, more slowly than this is cut (after the header time-out, with what it earned).
 pub(super) const RATE_MIN_BYTES_PER_S: u64 = 1_024;
 
 /// The running proxy.
