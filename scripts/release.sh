@@ -57,15 +57,15 @@ pack_binary() { # pack_binary ARCH FILE
 }
 
 # The names that `hearth` looks for in its image cache, so that no machine assembles anything.
-pack_images() {
-  local cache purpose files=()
+pack_images() { # pack_images ARCH
+  local cache purpose files=() made=$work/images-$1
   cache=${HEARTH_IMAGES_FROM:-/var/cache/hearth/images}
   for purpose in runtime build; do
-    files+=("hearth-$purpose-$(bash sandbox/image/build.sh --digest "$purpose" | cut -c1-12).tar")
-    [ -f "$cache/${files[-1]}" ] || bash sandbox/image/build.sh "$work/images"
+    files+=("hearth-$purpose-$(IMAGE_ARCH=$1 bash sandbox/image/build.sh --digest "$purpose" | cut -c1-12).tar")
+    [ -f "$cache/${files[-1]}" ] || [ -d "$made" ] || IMAGE_ARCH=$1 bash sandbox/image/build.sh "$made"
   done
-  [ ! -d "$work/images" ] || cache=$work/images
-  packed -C "$cache" "${files[@]}" >"$out/images-$(uname -m).tar.gz"
+  [ ! -d "$made" ] || cache=$made
+  packed -C "$cache" "${files[@]}" >"$out/images-$1.tar.gz"
 }
 
 if [ -z "$binary" ]; then
@@ -73,13 +73,14 @@ if [ -z "$binary" ]; then
   binary=$target/release/hearth
 fi
 pack_binary "$(uname -m)" "$binary"
-[ "$images" = no ] || pack_images
+[ "$images" = no ] || pack_images "$(uname -m)"
 
 if [ "$(uname -m)" = x86_64 ] && [ "$binary" = "$target/release/hearth" ]; then
   if command -v aarch64-linux-gnu-gcc >/dev/null && rustc --print target-libdir --target aarch64-unknown-linux-gnu 2>/dev/null | xargs -r test -d; then
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
       cargo build --release --locked --package hearth-cli --target aarch64-unknown-linux-gnu
     STRIP=aarch64-linux-gnu-strip OBJDUMP=aarch64-linux-gnu-objdump pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
+    [ "$images" = no ] || pack_images aarch64
   else
     say 'no arm64: that needs the Debian packages gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and `rustup target add aarch64-unknown-linux-gnu`'
   fi

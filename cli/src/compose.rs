@@ -15,6 +15,7 @@ use hearth_router::Router;
 use hearth_sandbox::{Purpose, Sandbox, docker::DockerSandbox, image};
 use std::{
     fs::{self, File},
+    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -187,13 +188,15 @@ fn prepare_data_dir(dir: &Path) -> Result<PathBuf> {
     Ok(dir.canonicalize()?)
 }
 
-/// One process on a data directory at a time; the lock goes with the process, however it ends.
+/// One process on a data directory at a time; the lock goes with the process, however it ends. Its file says which process that is.
 fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| path.display().to_string())?;
+    let mut file =
+        File::options().create(true).truncate(false).write(true).open(&path).with_context(|| path.display().to_string())?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("another hearth runs on {}; end it, or give this one another --data-dir", data_dir.display());
     }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| path.display().to_string())?;
     Ok(file)
 }
 

@@ -2,6 +2,7 @@
 //! HTTP/1.1 and HTTP/2 with a deadline on every wait for the other side, header hygiene, TLS with certificates that are read again
 //! when they change. It knows nothing of functions, nodes or routes.
 
+pub mod addresses;
 pub mod corpus;
 mod framing;
 pub mod headers;

@@ -1,5 +1,6 @@
 //! The listener: accepts, bounds the number of connections, deals them out to worker threads, and drains. It reads no byte.
 
+use crate::addresses::{self, Addresses};
 use futures_util::FutureExt;
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::{
@@ -15,7 +16,21 @@ pub struct Accepted {
     /// The other side.
     pub peer: SocketAddr,
     /// Its place; given back when it is dropped.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
+}
+
+/// An open connection's place among all and among those of its address.
+pub struct Place {
+    permit: OwnedSemaphorePermit,
+    _of_address: addresses::Place,
+}
+
+impl Place {
+    /// All places of the listener.
+    #[must_use]
+    pub fn all(&self) -> &Arc<Semaphore> {
+        self.permit.semaphore()
+    }
 }
 
 /// Connections that wait for one worker; few, since a worker only has to take them over.
@@ -34,6 +49,8 @@ pub struct Options {
     pub workers: usize,
     /// Open connections; beyond it new ones wait in the kernel's queue.
     pub connections_max: usize,
+    /// Open connections from one address that is not this machine's own; those beyond it are closed at once.
+    pub connections_per_address_max: usize,
 }
 
 /// A running listener.
@@ -78,7 +95,8 @@ impl Listener {
             workers.push(std::thread::Builder::new().name(format!("{}-{n}", options.name)).spawn(move || run(receiver))?);
             senders.push(sender);
         }
-        let accept_task = tokio::spawn(accept(listener, senders, Arc::clone(&open), accepting.clone()));
+        let addresses = Arc::new(Addresses::new(options.connections_per_address_max));
+        let accept_task = tokio::spawn(accept(listener, senders, Arc::clone(&open), addresses, accepting.clone()));
         Ok(Self { addr, accepting, draining, accept_task, workers, open, connections_max })
     }
 
@@ -111,7 +129,13 @@ impl Listener {
     }
 }
 
-async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<Accepted>>, open: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    workers: Vec<mpsc::Sender<Accepted>>,
+    open: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+    stop: CancellationToken,
+) {
     let mut next = 0_usize;
     loop {
         // Both branches are cancel-safe: a connection that was not returned stays in the kernel's queue.
@@ -120,7 +144,7 @@ async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<Accepted>>, ope
             accepted = accept_one(&listener, &open) => accepted,
         };
         match accepted {
-            Ok(accepted) => deal(accepted, &workers, &mut next).await,
+            Ok(accepted) => deal(accepted, &addresses, &workers, &mut next).await,
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the kernel's queue, and spinning would not help it.
                 tracing::warn!(%error, "cannot accept; trying again shortly");
@@ -130,16 +154,19 @@ async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<Accepted>>, ope
     }
     // Closing the socket resets what still waits in its queue, so that it is emptied first.
     while let Some(Ok(accepted)) = accept_one(&listener, &open).now_or_never() {
-        deal(accepted, &workers, &mut next).await;
+        deal(accepted, &addresses, &workers, &mut next).await;
     }
 }
 
 async fn deal(
-    (stream, peer, place): (TcpStream, SocketAddr, OwnedSemaphorePermit),
+    (stream, peer, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit),
+    addresses: &Arc<Addresses>,
     workers: &[mpsc::Sender<Accepted>],
     next: &mut usize,
 ) {
+    let Some(of_address) = addresses.take(peer.ip()) else { return };
     let Ok(stream) = stream.into_std() else { return };
+    let place = Place { permit, _of_address: of_address };
     *next = (*next + 1) % workers.len();
     let _ = workers[*next].send(Accepted { stream, peer, place }).await;
 }

@@ -138,7 +138,7 @@ async fn serve<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, mut receiver
 
 async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepted { stream, peer: addr, place }: Accepted) {
     let Ok(stream) = TcpStream::from_std(stream) else { return };
-    let open = Arc::clone(place.semaphore());
+    let open = Arc::clone(place.all());
     let served = async {
         match &protocol.tls {
             None => {

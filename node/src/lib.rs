@@ -11,6 +11,7 @@ pub mod modules;
 pub mod ops;
 pub mod proxy;
 pub mod status;
+pub mod uploads;
 pub mod usage;
 
 pub use config::Config;

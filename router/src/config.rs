@@ -21,6 +21,9 @@ pub struct Config {
     pub workers: usize,
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,
+    /// Of those, from one address (of IPv6: from one /64) that is not this machine's own; more are closed at once. Raise it to
+    /// `connections_max` behind a load balancer that connects from an address of its own.
+    pub connections_per_address_max: usize,
     /// From a connection to its first byte; also for the TLS hand-shake.
     #[serde(with = "humantime_serde")]
     pub first_byte_timeout: Duration,
@@ -82,6 +85,7 @@ impl Default for Config {
             nodes_tls: None,
             workers: 0,
             connections_max: 20_000,
+            connections_per_address_max: 5_000,
             first_byte_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(20),

@@ -118,7 +118,12 @@ impl Router {
         let metrics = Arc::new(Metrics::register(&mut registry));
         let fleet = Fleet::new(deps.routes);
         let protocol = Arc::new(protocol(&config, acceptor, draining.clone()));
-        let options = Options { name: "router", workers: config.workers, connections_max: config.connections_max };
+        let options = Options {
+            name: "router",
+            workers: config.workers,
+            connections_max: config.connections_max,
+            connections_per_address_max: config.connections_per_address_max,
+        };
         let drain_lead = config.drain_lead;
         let shared = Arc::new(Shared {
             budget: retry::Budget::new(config.limits.retry_burst_max),

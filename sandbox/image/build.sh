@@ -6,6 +6,8 @@
 #   build.sh --roots DIR                leaves the two layers as DIR/runtime and DIR/tools (the Dockerfile uses this)
 #   build.sh DIR                        writes DIR/hearth-runtime-<digest>.tar and DIR/hearth-build-<digest>.tar
 #
+# IMAGE_ARCH=x86_64|aarch64 assembles them for another architecture than this machine's; nothing of them is run here.
+#
 # `runtime` holds what Node.js needs and no shell; `build` is the same layer plus a second one with npm, a C and C++ compiler,
 # make, python3 and the headers of both Node.js versions (`nodedir=/opt/node24`). Everything belongs to root, nothing is setuid.
 # Needs bash, GNU tar, mmdebstrap and npm with access to a Debian mirror and a registry, as this machine is set up for them;
@@ -43,10 +45,10 @@ UID_LAST=64999
 fail() { echo "image: $*" >&2; exit 1; }
 say() { echo "image: [${SECONDS}s] $*" >&2; }
 
-case "$(uname -m)" in
+case "${IMAGE_ARCH:-$(uname -m)}" in
   x86_64) ARCH=amd64 NPM_ARCH=x64 TRIPLET=x86_64-linux-gnu ;;
   aarch64) ARCH=arm64 NPM_ARCH=arm64 TRIPLET=aarch64-linux-gnu ;;
-  *) fail "architecture $(uname -m) is not supported: use x86_64 or aarch64" ;;
+  *) fail "architecture ${IMAGE_ARCH:-$(uname -m)} is not supported: use x86_64 or aarch64" ;;
 esac
 
 digest() { { cat "$0"; printf '\0%s\0%s' "$1" "$ARCH"; } | sha256sum | cut -c1-64; }

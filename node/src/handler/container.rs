@@ -1,6 +1,7 @@
 //! A claimed container: its tenant for life, what is loaded in it, who uses it, and how it ends.
 
 use super::{AcquireError, control::Control, slot::Slot};
+use crate::uploads::{Full, Upload, Uploads};
 use arc_swap::ArcSwap;
 use hearth_model::{
     Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
@@ -119,6 +120,8 @@ pub struct LiveContainer {
     node: NodeVersion,
     state: AtomicU8,
     in_flight: AtomicU32,
+    /// Of those, the ones whose bodies are still coming.
+    uploads: Arc<Uploads>,
     /// Leases given, ever.
     served: AtomicU64,
     last_used_ms: AtomicU64,
@@ -166,6 +169,7 @@ impl LiveContainer {
             settings,
             state: AtomicU8::new(State::Running as u8),
             in_flight: AtomicU32::new(0),
+            uploads: Arc::default(),
             served: AtomicU64::new(0),
             last_used_ms: AtomicU64::new(now_ms),
             loaded: ArcSwap::default(),
@@ -388,6 +392,14 @@ impl Lease {
     #[must_use]
     pub fn container(&self) -> &Arc<LiveContainer> {
         &self.container
+    }
+
+    /// A place for a body that is still coming, among the container's so many places.
+    ///
+    /// # Errors
+    /// [`Full`] when bodies hold as many as they may.
+    pub fn upload(&self, places: u32) -> Result<Upload, Full> {
+        self.container.uploads.take(places)
     }
 
     /// Whether it was there already.

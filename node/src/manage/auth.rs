@@ -6,6 +6,7 @@ use axum::{
     http::{header, request::Parts},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use hearth_edge::addresses;
 use hearth_model::{ProblemKind, Scope, TenantName, Timestamp, Token, TokenHash};
 use hearth_store::FunctionStore;
 use parking_lot::Mutex;
@@ -89,11 +90,13 @@ impl Guard {
 
     fn is_blocked(&self, ip: IpAddr) -> bool {
         let wrong = self.wrong.lock();
-        wrong.get(&guesser(ip)).is_some_and(|(count, since)| *count >= self.wrong_max && since.elapsed() < Duration::from_secs(60))
+        wrong
+            .get(&addresses::counted(ip))
+            .is_some_and(|(count, since)| *count >= self.wrong_max && since.elapsed() < Duration::from_secs(60))
     }
 
     fn note_wrong(&self, ip: IpAddr) {
-        let ip = guesser(ip);
+        let ip = addresses::counted(ip);
         let mut wrong = self.wrong.lock();
         if wrong.len() >= ADDRESSES_MAX && !wrong.contains_key(&ip) {
             wrong.retain(|_, (_, since)| since.elapsed() < Duration::from_secs(60));
@@ -106,14 +109,6 @@ impl Guard {
             *entry = (0, Instant::now());
         }
         entry.0 += 1;
-    }
-}
-
-/// Whose guesses are counted together: who has one address of IPv6 mostly has 2^64 of them.
-fn guesser(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & (u128::MAX << 64)).into()),
-        ip => ip,
     }
 }
 
@@ -227,19 +222,5 @@ pub async fn bootstrap_admin_token(functions: &dyn FunctionStore, file: &Path) -
             Ok(())
         }
         Err(error) => Err(fail(error.to_string())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_of_ipv6_is_one_guesser() {
-        let of = |text: &str| guesser(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1:2:3"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
     }
 }

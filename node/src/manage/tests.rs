@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use hearth_registry::Registry;
+use hearth_store::FunctionStore;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -16,11 +17,15 @@ use std::{
 };
 use tower::ServiceExt;
 
+mod faults;
+
 struct Api {
     document: Value,
     router: Router,
     dir: tempfile::TempDir,
     admin: String,
+    /// What lies below, whatever the API was given above it.
+    records: Arc<dyn FunctionStore>,
 }
 
 /// Whether the OpenAPI document has this status for what is served there; what is not served needs no place in it.
@@ -57,19 +62,26 @@ impl Api {
     }
 
     async fn with_wrong_tokens(wrong_tokens_per_minute: u32) -> Self {
+        Self::over(wrong_tokens_per_minute, |records| records).await
+    }
+
+    /// Over the store of records that `wrap` makes of the embedded one.
+    async fn over(wrong_tokens_per_minute: u32, wrap: impl FnOnce(Arc<dyn FunctionStore>) -> Arc<dyn FunctionStore>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let stores = hearth_store::open(&hearth_store::Config::embedded(dir.path())).await.unwrap();
         let token_file = dir.path().join("admin.token");
         bootstrap_admin_token(&*stores.functions, &token_file).await.unwrap();
+        let records = Arc::clone(&stores.functions);
+        let functions = wrap(stores.functions);
         // Nothing listens there: what needs the registry is refused as unavailable.
         let registry = hearth_registry::Config { url: Some("http://127.0.0.1:9/".into()), ..Default::default() };
         let deps = Deps {
-            functions: Arc::clone(&stores.functions),
+            functions: Arc::clone(&functions),
             bundles: stores.bundles,
             queue: stores.queue,
             keyring: stores.keyring,
             registry: Arc::new(Registry::new(registry).unwrap()),
-            catalog: Catalog::new(stores.functions, Default::default(), Arc::default(), Arc::default()),
+            catalog: Catalog::new(functions, Default::default(), Arc::default(), Arc::default()),
             classes: Arc::new(classes()),
             oci_runtimes: vec!["runsc".into()],
             usage: Arc::default(),
@@ -84,7 +96,7 @@ impl Api {
         let config = Config { wrong_tokens_per_minute, ..Config::default() };
         let admin = fs::read_to_string(token_file).unwrap().trim().to_owned();
         let document = serde_json::to_value(super::document::complete(routes().split_for_parts().1)).unwrap();
-        Self { document, router: router(config, deps), dir, admin }
+        Self { document, router: router(config, deps), dir, admin, records }
     }
 
     async fn call(&self, token: Option<&str>, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {

@@ -1,13 +1,13 @@
 //! Fetching: once per machine however many ask, checked while it streams, whole or not at all; and making room.
 
-use super::{AttachError, ModuleCache, Present, UnpackError, unpack};
+use super::{AttachError, ModuleCache, Present, UnpackError, share, unpack};
 use futures_util::TryStreamExt;
 use hearth_model::{ArtifactRef, BuildKey, BuildState, ModuleSpec};
 use hearth_store::ArtifactError;
 use std::{
     collections::{BTreeSet, HashMap},
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
@@ -16,6 +16,8 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Beside the files, so that a restart need not measure them again.
 const SIZE_FILE: &str = ".hearth-size";
+/// The files of all artifacts, see [`share`].
+pub(super) const FILES_DIR: &str = "files";
 
 /// Size of an unpacked artifact; none for what is no artifact.
 pub(super) fn size_of(dir: &Path) -> Option<u64> {
@@ -67,10 +69,10 @@ impl ModuleCache {
         }
         let fail = |detail: String| AttachError::Fetch { module: spec.clone(), detail };
         let wanted = disk_bytes_at_most(artifact);
-        let room = self.make_room(wanted).map_err(|full| fail(full.to_string()))?;
+        let room = self.make_room(wanted).await.map_err(|full| fail(full.to_string()))?;
         let began = Instant::now();
         let mut fetched = self.fetch_in_time(artifact).await;
-        if matches!(&fetched, Err(FetchError::Full(_))) && self.evict_unused() > 0 {
+        if matches!(&fetched, Err(FetchError::Full(_))) && self.evict_unused().await > 0 {
             // The disk was fuller than the limit supposes: what nobody uses makes room once.
             fetched = self.fetch_in_time(artifact).await;
         }
@@ -128,31 +130,35 @@ impl ModuleCache {
     }
 
     /// Removes what nobody uses until so many more bytes fit, the one unused longest first, and holds that room.
-    fn make_room(&self, wanted: u64) -> Result<Room<'_>, NoRoom> {
-        let limit = self.config.disk_limit.as_u64();
-        loop {
-            let victim = {
-                let mut present = self.present.lock();
+    async fn make_room(&self, wanted: u64) -> Result<Room<'_>, NoRoom> {
+        let (mut victims, limit) = (vec![], self.config.disk_limit.as_u64());
+        let room = {
+            let mut present = self.present.lock();
+            loop {
                 let used: u64 = present.values().map(|p| p.bytes).sum::<u64>() + self.reserved.load(Relaxed);
                 if used + wanted <= limit {
                     self.reserved.fetch_add(wanted, Relaxed);
-                    return Ok(Room { cache: self, bytes: wanted });
+                    break Ok(Room { cache: self, bytes: wanted });
                 }
-                let Some(victim) = self.take_unused(&mut present) else { return Err(NoRoom { used, wanted, limit }) };
-                victim
-            };
-            self.remove(&victim);
-        }
+                match self.take_unused(&mut present) {
+                    Some(victim) => victims.push(victim),
+                    None => break Err(NoRoom { used, wanted, limit }),
+                }
+            }
+        };
+        self.remove(victims).await;
+        room
     }
 
     /// Removes all that nobody uses; returns how many that were.
-    pub(super) fn evict_unused(&self) -> usize {
-        let mut removed = 0;
-        loop {
-            let Some(victim) = self.take_unused(&mut self.present.lock()) else { return removed };
-            self.remove(&victim);
-            removed += 1;
+    pub(super) async fn evict_unused(&self) -> usize {
+        let mut victims = vec![];
+        while let Some(victim) = self.take_unused(&mut self.present.lock()) {
+            victims.push(victim);
         }
+        let removed = victims.len();
+        self.remove(victims).await;
+        removed
     }
 
     /// Takes the one unused longest out of the count and out of its name in one step, so that whoever asks for it now fetches it anew.
@@ -168,9 +174,23 @@ impl ModuleCache {
         Some(aside)
     }
 
-    fn remove(&self, aside: &Path) {
-        if let Err(error) = fs::remove_dir_all(aside) {
-            tracing::warn!(path = %aside.display(), %error, "an unused module could not be removed; the next start removes it");
+    async fn remove(&self, victims: Vec<PathBuf>) {
+        if victims.is_empty() {
+            return;
+        }
+        let index = self.dir.join(FILES_DIR);
+        let removing = move || {
+            for aside in victims {
+                if let Err(error) = fs::remove_dir_all(&aside) {
+                    tracing::warn!(path = %aside.display(), %error, "an unused module could not be removed; the next start removes it");
+                }
+            }
+            if let Err(error) = share::sweep(&index) {
+                tracing::warn!(%error, "files of removed modules could not be removed; the next start removes them");
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(removing).await {
+            tracing::warn!(%error, "removing unused modules was broken off; the next start removes them");
         }
     }
 }
@@ -257,7 +277,11 @@ fn unpack_whole(reader: impl io::Read, temp: &Path, target: &Path, dir: &Path) -
         if e.kind() == io::ErrorKind::StorageFull { FetchError::of_io(e) } else { FetchError::Passing(e.to_string()) }
     };
     let bytes = disk_usage(temp).map_err(here)?;
-    fs::write(temp.join(SIZE_FILE), bytes.to_string()).map_err(here)?;
+    // New, so that it is never another file's other name.
+    File::create_new(temp.join(SIZE_FILE)).and_then(|mut file| file.write_all(bytes.to_string().as_bytes())).map_err(here)?;
+    if let Err(error) = share::share(temp, &dir.join(FILES_DIR)) {
+        tracing::warn!(path = %temp.display(), %error, "files that other modules have too could not be shared: they take room twice");
+    }
     // One call for all files of the tree: syncing each would take seconds.
     let handle = File::open(temp).map_err(here)?;
     rustix::fs::syncfs(&handle).map_err(|e| here(e.into()))?;

@@ -8,6 +8,7 @@
 mod attach;
 mod demand;
 mod fetch;
+mod share;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -37,7 +38,7 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Unpacked modules on this machine, in bytes on the disk. Those that no container uses make room for others, the one unused
+    /// Unpacked modules on this machine, in bytes on the disk, each as if it were alone there. Those that no container uses make room for others, the one unused
     /// longest first; where all are in use, no new ones come.
     pub disk_limit: ByteSize,
     /// How long fetching one artifact may take.
@@ -119,7 +120,7 @@ pub struct ModuleCacheStatus {
     pub mode: &'static str,
     /// Artifacts on this machine.
     pub artifacts: usize,
-    /// Their size, unpacked.
+    /// Their size, unpacked; files that several hold are counted with each, although they lie on the disk once.
     pub bytes: u64,
     /// What they may take.
     pub bytes_max: u64,
@@ -163,6 +164,7 @@ impl ModuleCache {
             _ => {}
         }
         fs::create_dir_all(&temp).map_err(fail("creating", &temp))?;
+        share::sweep(&dir.join(fetch::FILES_DIR)).map_err(fail("sweeping", &dir))?;
         let dir = dir.canonicalize().map_err(fail("finding", &dir))?;
         let read_only = attach::read_only_view(&dir).map_err(fail("mounting a read-only view of", &dir))?;
         let mut present = HashMap::new();

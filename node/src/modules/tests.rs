@@ -17,7 +17,7 @@ impl Place {
         Self { dir, stores }
     }
 
-    /// Stores an artifact of one file, and its record.
+    /// Stores an artifact of one file, and its record. Names with the same first letter have the same content.
     async fn module(&self, name: &str, bytes: usize) -> ResolvedModule {
         let mut builder = tar::Builder::new(zstd::Encoder::new(Vec::new(), 1).unwrap());
         let mut header = tar::Header::new_gnu();
@@ -95,6 +95,34 @@ async fn an_artifact_is_fetched_once_for_all_who_want_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_two_modules_both_hold_takes_room_once_and_goes_with_the_last() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new().await;
+    let (a, b) = (place.module("a", 100_000).await, place.module("another", 100_000).await);
+    let data_dir = place.dir.path().join("node");
+    let cache = place.cache(&data_dir, false).await;
+    let mut files = vec![];
+    for (slot, module) in [&a, &b].into_iter().enumerate() {
+        let artifact = cache.artifact(&module.spec, &module.build).await.unwrap();
+        cache.ensure(&module.spec, &artifact, slot as u32).await.unwrap();
+        files.push(cache.dir.join(&artifact.sha256).join("node_modules").join(module.spec.name.as_str()).join("index.js"));
+    }
+    let inodes: Vec<u64> = files.iter().map(|file| fs::metadata(file).unwrap().ino()).collect();
+    assert_eq!(inodes[0], inodes[1]);
+    cache.detach_slot(0, Path::new("/nowhere")).await;
+    assert_eq!(cache.evict_unused().await, 1);
+    assert_eq!(fs::read(&files[1]).unwrap().len(), 100_000, "what the other one needs stays");
+    cache.detach_slot(1, Path::new("/nowhere")).await;
+    assert_eq!(cache.evict_unused().await, 1);
+    let left = walk(&cache.dir.join(fetch::FILES_DIR));
+    assert_eq!(left, 0, "files of no module are left");
+}
+
+fn walk(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).map(|p| if p.is_dir() { walk(&p) } else { 1 }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_right_to_mount_files_are_linked() {
     let place = Place::new().await;
     let module = place.module("a", 10).await;
@@ -111,7 +139,7 @@ async fn without_the_right_to_mount_files_are_linked() {
     assert_eq!(cache.status().mode, "links");
     // The container is gone: nobody uses it any more.
     cache.detach_slot(7, &tree).await;
-    assert_eq!((cache.status().mounts, cache.evict_unused()), (0, 1));
+    assert_eq!((cache.status().mounts, cache.evict_unused().await), (0, 1));
     assert_eq!(cache.status().artifacts, 0);
 }
 

@@ -1,7 +1,10 @@
 //! Admission per tenant: how many requests at once, and how many per second. One gate per tenant and node, kept alive by the
 //! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
 
-use crate::usage::{Usage, UsageBook};
+use crate::{
+    uploads::{Full, Upload, Uploads},
+    usage::{Usage, UsageBook},
+};
 use hearth_model::{TenantLimits, TenantName};
 use parking_lot::Mutex;
 use std::{
@@ -39,6 +42,7 @@ pub struct Gate {
     arrival_ns: AtomicU64,
     start: Instant,
     usage: Arc<Usage>,
+    uploads: Arc<Uploads>,
 }
 
 impl Gate {
@@ -53,6 +57,7 @@ impl Gate {
             arrival_ns: AtomicU64::new(0),
             start: Instant::now(),
             usage,
+            uploads: Arc::default(),
         };
         gate.set(limits);
         gate
@@ -89,17 +94,28 @@ impl Gate {
         admitted
     }
 
+    /// Lets the body of an admitted request come, until what is returned is dropped; `spread` as above.
+    ///
+    /// # Errors
+    /// [`Full`] while half of the tenant's places are held by such.
+    pub fn admit_upload(&self, spread: u32) -> Result<Upload, Full> {
+        let admitted = self.uploads.take(share(self.concurrency.load(Relaxed), spread));
+        if admitted.is_err() {
+            self.usage.refused.fetch_add(1, Relaxed);
+        }
+        admitted
+    }
+
     fn admit_at(self: &Arc<Self>, now_ns: u64, spread: u32) -> Result<Permit, Refused> {
-        let share = |limit: u32| limit.div_ceil(spread.max(1));
-        let limit = share(self.concurrency.load(Relaxed));
+        let limit = share(self.concurrency.load(Relaxed), spread);
         if self.in_flight.fetch_add(1, Relaxed) >= limit {
             self.in_flight.fetch_sub(1, Relaxed);
             return Err(Refused::Concurrency { limit });
         }
         let permit = Permit(Arc::clone(self));
-        let rate = share(self.rate_per_s.load(Relaxed));
+        let rate = share(self.rate_per_s.load(Relaxed), spread);
         let increment_ns = 1_000_000_000 / u64::from(rate);
-        let tolerance_ns = increment_ns * u64::from(share(self.burst.load(Relaxed)) - 1);
+        let tolerance_ns = increment_ns * u64::from(share(self.burst.load(Relaxed), spread) - 1);
         let admitted = self.arrival_ns.fetch_update(Relaxed, Relaxed, |arrival_ns| {
             (arrival_ns <= now_ns.saturating_add(tolerance_ns)).then(|| arrival_ns.max(now_ns) + increment_ns)
         });
@@ -108,6 +124,11 @@ impl Gate {
             Err(_) => Err(Refused::Rate { limit_per_s: rate }),
         }
     }
+}
+
+/// One node's share of a limit, rounded up.
+fn share(limit: u32, spread: u32) -> u32 {
+    limit.div_ceil(spread.max(1))
 }
 
 /// One admitted request.
@@ -168,6 +189,17 @@ mod tests {
         assert_eq!(gate.admit(1).unwrap_err(), Refused::Concurrency { limit: 2 });
         drop(first);
         assert!(gate.admit(1).is_ok());
+    }
+
+    #[test]
+    fn bodies_that_are_coming_hold_half_of_the_places_at_most() {
+        let gate = Arc::new(Gate::new(&limits(5, 1_000_000, 1_000_000), Arc::default()));
+        let _first = gate.admit_upload(1).unwrap();
+        let second = gate.admit_upload(1).unwrap();
+        assert_eq!(gate.admit_upload(1).unwrap_err(), Full { limit: 2 });
+        assert_eq!(gate.usage().refused.load(Relaxed), 1);
+        drop(second);
+        assert!(gate.admit_upload(1).is_ok());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! ends, and is cut when the function goes silent.
 
 use super::forward::Exchange;
+use crate::uploads;
 use bytes::{Bytes, BytesMut};
 use hearth_edge::patience::{Patience, Terms};
 use http_body::{Body, Frame, SizeHint};
@@ -50,12 +51,37 @@ pub(super) struct RequestBody {
     left: u64,
     patience: Patience,
     upload: Rc<Upload>,
+    /// Its places among the tenant's and the container's bodies that are coming.
+    tenant_place: Option<uploads::Upload>,
+    container_place: Option<uploads::Upload>,
 }
 
 impl RequestBody {
     pub fn new(inner: Incoming, limit: u64, terms: Terms, upload: Rc<Upload>) -> Self {
         upload.whole.set(inner.is_end_stream());
-        Self { source: Source::Client(inner), left: limit, patience: Patience::new(terms), upload }
+        let patience = Patience::new(terms);
+        Self { source: Source::Client(inner), left: limit, patience, upload, tenant_place: None, container_place: None }
+    }
+
+    /// Whether some of it is still on its way from the client.
+    pub fn is_coming(&self) -> bool {
+        matches!(&self.source, Source::Client(inner) if !inner.is_end_stream())
+    }
+
+    /// Holds this place among its tenant's until all of it has come.
+    pub fn hold_of_tenant(&mut self, place: uploads::Upload) {
+        self.tenant_place = Some(place);
+    }
+
+    /// Holds this place among its container's until all of it has come; that of a container tried before is given back.
+    pub fn hold_of_container(&mut self, place: uploads::Upload) {
+        self.container_place = Some(place);
+    }
+
+    /// All of it has come.
+    fn ended(&mut self) {
+        self.upload.whole.set(true);
+        (self.tenant_place, self.container_place) = (None, None);
     }
 
     /// Reads all of a small body of known length; leaves any other as it is. None when the client broke off, or dawdled.
@@ -97,7 +123,7 @@ impl Body for RequestBody {
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
                 this.upload.awaited.set(false);
-                this.upload.whole.set(true);
+                this.ended();
                 return Poll::Ready(None);
             }
             Poll::Pending if this.upload.answered.get() => return Poll::Pending,
@@ -109,7 +135,7 @@ impl Body for RequestBody {
             }
         };
         let Ok(data) = frame.into_data() else {
-            this.upload.whole.set(true);
+            this.ended();
             return Poll::Ready(None);
         };
         this.upload.awaited.set(false);
@@ -117,7 +143,9 @@ impl Body for RequestBody {
         match this.left.checked_sub(data.len() as u64) {
             Some(left) => {
                 this.left = left;
-                this.upload.whole.set(inner.is_end_stream());
+                if inner.is_end_stream() {
+                    this.ended();
+                }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             None => {

@@ -28,6 +28,9 @@ pub struct Config {
     pub workers: usize,
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,
+    /// Of those, from one address (of IPv6: from one /64) that is not this machine's own; more are closed at once. By default somewhat
+    /// more than the 10,000 requests that one router may have in flight.
+    pub connections_per_address_max: usize,
     /// How long a client may take to send its headers, how long a connection may be idle, and how long in all a client may keep us waiting for
     /// its body before the function answers (each KiB of it earns a second more).
     #[serde(with = "humantime_serde")]
@@ -53,6 +56,7 @@ impl Default for Config {
         Self {
             workers: 0,
             connections_max: 20_000,
+            connections_per_address_max: 12_000,
             header_timeout: Duration::from_secs(30),
             request_body_max: ByteSize::b(hearth_model::limits::REQUEST_BODY_BYTES_DEFAULT),
             upgrade_idle_timeout: Duration::from_secs(600),

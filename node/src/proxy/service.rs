@@ -10,6 +10,7 @@ use super::{
 use crate::{
     handler::{AcquireError, Lease, LiveContainer, Start},
     manage,
+    uploads::Full,
 };
 use bytes::Bytes;
 use hearth_edge::{headers, ids, patience::Terms, serve, serve::Peer, upgrade};
@@ -166,7 +167,7 @@ async fn invoke(
     check(&request, &worker)?;
     let (spread, upload) = (spread(peer, &request), Rc::new(Upload::default()));
     // Before anything is looked up: a client may take half a minute, and what is found then must be what is true then.
-    let request = with_body(&worker, request, &upload).await?;
+    let mut request = with_body(&worker, request, &upload).await?;
     let began = Instant::now();
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = function_key(request.uri().path()).ok_or_else(not_found)?;
@@ -193,6 +194,9 @@ async fn invoke(
         return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
     };
     let permit = gate.admit(spread).map_err(refused)?;
+    if request.body().is_coming() {
+        request.body_mut().hold_of_tenant(gate.admit_upload(spread).map_err(uploads_full)?);
+    }
     let trusted = trusts(&worker, peer);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
     let proto = if peer.tls { "https" } else { "http" };
@@ -223,6 +227,11 @@ fn refused(refused: Refused) -> Failure {
             fail(ProblemKind::RateLimited, "proxy", format!("this tenant may make {limit_per_s} requests per second on a node"))
         }
     }
+}
+
+fn uploads_full(full: Full) -> Failure {
+    let detail = format!("of the requests at once, {} may have bodies that are still on their way", full.limit);
+    fail(ProblemKind::ConcurrencyLimited, "proxy", detail).closing()
 }
 
 /// `tenant/container/function` out of `/run/tenant/container/function[/...]`; percent-encoding never makes a name.
@@ -340,6 +349,9 @@ async fn forward_call(
         let lease = acquire(worker, call.servable).await?;
         let (start, forwarded) = (lease.start(), Instant::now());
         let container = Arc::clone(lease.container());
+        if outgoing.body().is_coming() {
+            outgoing.body_mut().hold_of_container(lease.upload(call.servable.container.concurrency).map_err(uploads_full)?);
+        }
         match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
             Ok(Ok((response, sender))) => {
                 let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, upload, _permit: permit };

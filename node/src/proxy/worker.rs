@@ -40,7 +40,12 @@ impl Proxy {
         manage: axum::Router,
     ) -> io::Result<Self> {
         let (draining, refusing) = (CancellationToken::new(), CancellationToken::new());
-        let options = Options { name: "proxy", workers: config.workers, connections_max: config.connections_max };
+        let options = Options {
+            name: "proxy",
+            workers: config.workers,
+            connections_max: config.connections_max,
+            connections_per_address_max: config.connections_per_address_max,
+        };
         let protocol = Arc::new(Protocol {
             header_timeout: config.header_timeout,
             first_byte_timeout: config.header_timeout,

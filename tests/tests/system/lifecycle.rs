@@ -36,6 +36,21 @@ async fn more_waiting_requests_than_allowed_get_a_quick_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn make_down_stops_what_runs_on_a_data_directory() {
+    let mut hearth = Hearth::start().await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/down.sh");
+    let mut down = tokio::process::Command::new("bash");
+    down.arg(script).arg(hearth.data_dir());
+    let pid = hearth.pid();
+    // Together, since a process that has ended is there until somebody asks how.
+    let (output, status) = tokio::join!(down.output(), hearth.wait());
+    let output = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(status.success() && output.contains(&format!("process {pid} has left")), "{output}");
+    let again = String::from_utf8(down.output().await.unwrap().stderr).unwrap();
+    assert!(again.contains("nothing runs"), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_process_is_followed_by_one_that_adopts_its_containers() {
     let mut hearth = Hearth::with(Options { keep_containers: true, ..Options::default() }).await;
     hearth.deploy_code("acme/main/f", "let n = 0; module.exports = cb => cb(null, { n: ++n });").await;

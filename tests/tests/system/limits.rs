@@ -89,10 +89,17 @@ async fn bodies_that_trickle_hold_no_place_and_are_ended() {
         connection.send(format!("POST /run/acme/main/f HTTP/1.1\r\nhost: x\r\ncontent-length: {bytes}\r\n\r\nx")).await;
         connection
     };
-    // More of them than requests may run at once; and one too large to be waited for before it takes a place.
+    // More of them than requests may run at once. Of those that are too large to be waited for, one at a time takes one of the two places.
     let mut slow = vec![trickle(1_000_000).await];
     for _ in 0..10 {
         slow.push(trickle(4_096).await);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for framing in ["content-length: 1000000", "transfer-encoding: chunked"] {
+        let mut connection = RawConnection::to(&hearth.url).await;
+        connection.send(format!("POST /run/acme/main/f HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n1\r\n")).await;
+        let (answer, closed) = connection.read_to_end(Duration::from_secs(2)).await;
+        assert!(closed && answer.starts_with("HTTP/1.1 429") && answer.contains("on their way"), "{framing}: {answer}");
     }
     for _ in 0..5 {
         honest().await;

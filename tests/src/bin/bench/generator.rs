@@ -16,6 +16,9 @@ use std::{
 /// Rates of the open loop, in requests per second; the highest that is not void is the ceiling.
 const RATES: [u32; 10] = [10_000, 20_000, 30_000, 40_000, 45_000, 50_000, 55_000, 60_000, 70_000, 80_000];
 
+/// A machine that did something else for a moment is no ceiling: a rate may fail so often.
+const TRIES: usize = 5;
+
 /// Measures it.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     ensure!(
@@ -33,19 +36,50 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         closed.push(closed_rate(bench, &dir, &url)?);
     }
     let mut ceiling = 0;
-    for rate in RATES {
-        // Once more where it failed: a machine that did something else for a moment is no ceiling.
-        if !open_holds(bench, &dir, &url, rate)? && !open_holds(bench, &dir, &url, rate)? {
-            break;
+    'rates: for rate in RATES {
+        for _ in 0..TRIES {
+            if open_holds(bench, &dir, &url, rate)? {
+                ceiling = rate;
+                continue 'rates;
+            }
         }
-        ceiling = rate;
+        break;
     }
     report.add("wrk, one thread, 32 connections", median(wrk), "requests/s", Bound::Open, "a closed loop");
     report.add("h2load --h1, one thread, 32 connections", median(h2load), "requests/s", Bound::Open, "a closed loop");
     report.add("hearth loadtest, closed loop, 32 connections", median(closed), "requests/s", Bound::Open, "its books included");
     let note = "the highest rate at which the latest hundredth is sent less than 10 ms late";
     report.add("hearth loadtest, open loop, one core", f64::from(ceiling), "requests/s", Bound::AtLeast(40_000.0), note);
+    let note = "its latest hundredth, with nothing to send and as many cores busy: what no generator can do better here";
+    report.add(
+        "a bare loop that looks at the clock 40,000 times a second",
+        bare_lateness_ms(bench.turn()),
+        "ms late",
+        Bound::Open,
+        note,
+    );
     Ok(())
+}
+
+/// How late the latest hundredth of moments is seen by a loop that does nothing else, while a second one keeps another core busy.
+fn bare_lateness_ms(length: Duration) -> f64 {
+    let spin = move || {
+        let (began, every) = (Instant::now(), Duration::from_micros(25));
+        let (mut due, mut late) = (every, vec![]);
+        while due < length {
+            let now = began.elapsed();
+            while due <= now && due < length {
+                late.push(now - due);
+                due += every;
+            }
+            std::hint::spin_loop();
+        }
+        late.sort_unstable();
+        late[late.len() * 99 / 100].as_secs_f64() * 1e3
+    };
+    let other = std::thread::spawn(spin);
+    let mine = spin();
+    other.join().map_or(mine, |other| other.max(mine))
 }
 
 /// nginx that answers by itself, on the first core alone.
