@@ -77,7 +77,9 @@ pack_binary "$(uname -m)" "$binary"
 
 if [ "$(uname -m)" = x86_64 ] && [ "$binary" = "$target/release/hearth" ]; then
   if command -v aarch64-linux-gnu-gcc >/dev/null && rustc --print target-libdir --target aarch64-unknown-linux-gnu 2>/dev/null | xargs -r test -d; then
+    # The cross compiler does not find mold, with which native builds link.
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
+      RUSTFLAGS='-C link-arg=-fuse-ld=bfd' \
       cargo build --release --locked --package hearth-cli --target aarch64-unknown-linux-gnu
     STRIP=aarch64-linux-gnu-strip OBJDUMP=aarch64-linux-gnu-objdump pack_binary aarch64 "$target/aarch64-unknown-linux-gnu/release/hearth"
     [ "$images" = no ] || pack_images aarch64

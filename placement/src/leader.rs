@@ -49,7 +49,7 @@ pub struct NodeStats {
     pub containers: Vec<ContainerLoad>,
 }
 
-/// A container that was moved away from a node, which need not keep it any longer.
+/// A container that a node has though it is placed elsewhere: the node need not keep it any longer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Eviction {
     /// The node that has it still.
@@ -132,7 +132,12 @@ pub struct Leader {
     config: LeaderConfig,
     /// What the last plan moved away: told to the nodes with the next, when all routers have long heard of the move.
     moved: parking_lot::Mutex<BTreeSet<Eviction>>,
+    /// What nodes had at the last plan, idle, though it is placed elsewhere: after a pin, after nodes came and went, after another leader.
+    strays: parking_lot::Mutex<BTreeSet<Eviction>>,
 }
+
+/// Strays that are told of with one plan.
+const STRAYS_TOLD_MAX: usize = 500;
 
 impl Leader {
     /// A candidate called `name`, which is for people to read.
@@ -144,7 +149,8 @@ impl Leader {
         calls: Arc<dyn NodeCalls>,
         config: LeaderConfig,
     ) -> Self {
-        Self { coordinator, prefix: prefix.to_owned(), name: name.to_owned(), calls, config, moved: Default::default() }
+        let (moved, strays) = Default::default();
+        Self { coordinator, prefix: prefix.to_owned(), name: name.to_owned(), calls, config, moved, strays }
     }
 
     /// Stands for election and leads when elected, until told to stop.
@@ -226,8 +232,13 @@ impl Leader {
         let (config, ring) = (self.config.planner.clone(), self.config.ring);
         let input = PlanInput { nodes: nodes.clone(), loads, previous, measured_under, epoch, config, ring };
         // A large cluster's plan takes a while of pure computing.
-        let planned = tokio::task::spawn_blocking(move || plan(&input)).await;
-        let Ok(planned) = planned else {
+        let planning = move || {
+            let planned = plan(&input);
+            let strays = gone(idle(&input.loads), &input.nodes, &planned.exceptions, ring);
+            (planned, strays)
+        };
+        let planned = tokio::task::spawn_blocking(planning).await;
+        let Ok((planned, strays)) = planned else {
             tracing::error!("the planner panicked; the exceptions stay as they are");
             return Ok(true);
         };
@@ -242,8 +253,11 @@ impl Leader {
         }
         let moved = planned.moves.iter().filter_map(|m| Some(Eviction { node: m.from.clone()?, path: m.path.clone() }));
         let before = std::mem::replace(&mut *self.moved.lock(), moved.collect());
-        let evictions = gone(before, &nodes, &planned.exceptions, ring);
+        let mut evictions = gone(before, &nodes, &planned.exceptions, ring);
+        let strays_before = std::mem::replace(&mut *self.strays.lock(), strays.clone());
+        evictions.extend(strays.intersection(&strays_before).take(STRAYS_TOLD_MAX).cloned());
         if !evictions.is_empty() {
+            let evictions: Vec<Eviction> = evictions.into_iter().collect();
             self.calls.evict(&nodes, &evictions, planned.exceptions.generation).await;
         }
         Ok(true)
@@ -269,10 +283,19 @@ impl Leader {
     }
 }
 
-/// Those of `moved` that this plan does not have on their node after all.
-fn gone(moved: BTreeSet<Eviction>, nodes: &[NodeRecord], exceptions: &Exceptions, ring: RingConfig) -> Vec<Eviction> {
-    if moved.is_empty() {
-        return Vec::new();
+/// Containers that nobody calls where they are.
+fn idle(loads: &BTreeMap<NodeName, NodeStats>) -> BTreeSet<Eviction> {
+    let of = |(node, stats): (&NodeName, &NodeStats)| {
+        let idle = stats.containers.iter().filter(|c| c.in_flight == 0 && c.request_rate == 0.0);
+        idle.map(|c| Eviction { node: node.clone(), path: c.path.clone() }).collect::<Vec<_>>()
+    };
+    loads.iter().flat_map(of).collect()
+}
+
+/// Those of `held` that this plan does not have on their node.
+fn gone(held: BTreeSet<Eviction>, nodes: &[NodeRecord], exceptions: &Exceptions, ring: RingConfig) -> BTreeSet<Eviction> {
+    if held.is_empty() {
+        return held;
     }
     let nodes = nodes.iter().map(|record| TableNode { record: record.clone(), is_suspect: false });
     let table = RouteTable::build(nodes, &Arc::new(exceptions.clone()), 0, ring);
@@ -282,7 +305,7 @@ fn gone(moved: BTreeSet<Eviction>, nodes: &[NodeRecord], exceptions: &Exceptions
         };
         !table.spread_of(tenant, container).contains(&node)
     };
-    moved.into_iter().filter(is_gone).collect()
+    held.into_iter().filter(is_gone).collect()
 }
 
 #[cfg(test)]
@@ -305,6 +328,21 @@ mod tests {
         let shards = coordinator.list("/x/plan/").await.unwrap();
         let shards: Vec<_> = shards.items.iter().map(|item| Exceptions::decode(&item.value).unwrap()).collect();
         Exceptions::join(&shards)
+    }
+
+    fn record(name: &str) -> NodeRecord {
+        let addr = "10.0.0.1:1".parse().unwrap();
+        NodeRecord {
+            schema: SCHEMA,
+            name: name.parse().unwrap(),
+            incarnation: 1,
+            data_addr: addr,
+            control_addr: addr,
+            zone: String::new(),
+            capacity: 1,
+            state: NodeState::Active,
+            started_at: Timestamp(0),
+        }
     }
 
     fn table(nodes: &[NodeRecord], exceptions: Exceptions) -> RouteTable {
@@ -337,19 +375,7 @@ mod tests {
     async fn a_node_is_told_to_let_go_of_what_was_moved_one_plan_later_and_of_nothing_else() {
         let coordinator = LocalCoordinator::new();
         for name in ["a", "b", "c", "d"] {
-            let addr = "10.0.0.1:1".parse().unwrap();
-            let record = NodeRecord {
-                schema: SCHEMA,
-                name: name.parse().unwrap(),
-                incarnation: 1,
-                data_addr: addr,
-                control_addr: addr,
-                zone: String::new(),
-                capacity: 1,
-                state: NodeState::Active,
-                started_at: Timestamp(0),
-            };
-            coordinator.put(&format!("/x/nodes/{name}"), record.encode(), Precondition::Absent, None).await.unwrap();
+            coordinator.put(&format!("/x/nodes/{name}"), record(name).encode(), Precondition::Absent, None).await.unwrap();
         }
         let calls = Arc::new(Calls { coordinator: coordinator.clone(), told: Mutex::default() });
         let leader = Leader::new(Arc::new(coordinator.clone()), "/x", "l", Arc::clone(&calls) as _, LeaderConfig::default());
@@ -373,6 +399,51 @@ mod tests {
         let count = calls.told.lock().len();
         assert!(leader.plan_once(1).await.unwrap());
         assert_eq!(calls.told.lock().len(), count, "told once");
+    }
+
+    #[tokio::test]
+    async fn what_idles_where_it_is_not_placed_goes_with_the_second_plan_that_sees_it() {
+        let nodes: Vec<NodeRecord> = ["a", "b", "c"].map(record).to_vec();
+        let table = table(&nodes, Exceptions::default());
+        let own = table.nodes()[usize::from(table.spread_of("t", "main")[0])].record.name.clone();
+        let other = nodes.iter().map(|n| &n.name).find(|name| **name != own).unwrap().clone();
+        let load = |request_rate| ContainerLoad { path: "t/main".into(), request_rate, in_flight: 0, memory_bytes: 0 };
+        let loads = |at: &NodeName, rate| {
+            BTreeMap::from([(at.clone(), NodeStats { containers: vec![load(rate)], ..NodeStats::default() })])
+        };
+        let strays = |loads| gone(idle(&loads), &nodes, &Exceptions::default(), RingConfig::default());
+        let stray = Eviction { node: other.clone(), path: "t/main".into() };
+        assert_eq!(strays(loads(&other, 0.0)), BTreeSet::from([stray.clone()]));
+        assert!(strays(loads(&other, 1.0)).is_empty(), "somebody calls it there");
+        assert!(strays(loads(&own, 0.0)).is_empty(), "it is where it belongs");
+
+        let coordinator = LocalCoordinator::new();
+        for node in &nodes {
+            coordinator.put(&format!("/x/nodes/{}", node.name), node.encode(), Precondition::Absent, None).await.unwrap();
+        }
+        let calls = Arc::new(Idle { loads: loads(&other, 0.0), told: Mutex::default() });
+        let leader = Leader::new(Arc::new(coordinator), "/x", "l", Arc::clone(&calls) as _, LeaderConfig::default());
+        assert!(leader.plan_once(1).await.unwrap());
+        assert!(calls.told.lock().is_empty(), "routers may not have heard yet");
+        assert!(leader.plan_once(1).await.unwrap());
+        assert_eq!(*calls.told.lock(), [stray]);
+    }
+
+    /// Nodes with these loads whatever they are told.
+    struct Idle {
+        loads: BTreeMap<NodeName, NodeStats>,
+        told: Mutex<Vec<Eviction>>,
+    }
+
+    #[async_trait]
+    impl NodeCalls for Idle {
+        async fn collect(&self, _: &[NodeRecord]) -> Vec<(NodeName, NodeStats)> {
+            self.loads.clone().into_iter().collect()
+        }
+
+        async fn evict(&self, _: &[NodeRecord], evictions: &[Eviction], _: u64) {
+            self.told.lock().extend(evictions.iter().cloned());
+        }
     }
 
     #[test]
