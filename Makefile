@@ -7,7 +7,7 @@ HEARTH := $(TARGET)/release/hearth
 DATA_DIR ?= .hearth
 CLUSTER_DIR ?= .hearth-cluster
 
-.PHONY: help up up-aws down up-cluster down-cluster image test test-modules test-machines fuzz attack check fmt bench promises release clean
+.PHONY: help up up-aws down up-cluster down-cluster image test test-modules test-machines fuzz attack controls check fmt bench promises release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,13 @@ attack: ## Let schemathesis, slowhttptest and h2load loose on a `hearth up` of i
 	@cargo build --release --locked --package hearth-cli
 	@$(HEARTH) image >/dev/null
 	@scripts/attack.sh $(HEARTH) $(ARGS)
+
+controls: ## Take security controls away, one edit each, and see that a test misses each of them (long)
+	@scripts/setup.sh up
+	@scripts/setup.sh etcd
+	@scripts/setup.sh aws
+	@scripts/dockerd.sh gvisor
+	@scripts/controls.py $(ARGS)
 
 test-machines: ## Install a release on machines with systemd, start the roles, roll them under load (long, as root)
 	@scripts/test.sh machines

@@ -66,6 +66,7 @@ if [ "${1:-}" != modules ]; then
   scripts/setup.sh terraform &
   terraform_setup=$!
 fi
+step 'controls fit the code' scripts/controls.py --check
 # Programs and tests in one go, so that everything is compiled once, with one set of features.
 step 'compile' cargo build --workspace --all-targets --locked
 step 'images' images
