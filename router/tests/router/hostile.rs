@@ -2,9 +2,9 @@
 
 use crate::stub::*;
 use http_body_util::BodyExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -44,20 +44,23 @@ async fn http2(addr: std::net::SocketAddr, settings: &[u8]) -> TcpStream {
     stream
 }
 
-/// Reads until the other side ends; returns whether it said GOAWAY.
-async fn goaway(mut stream: TcpStream) -> bool {
+/// HTTP/2's word for a client that does too much of something.
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Reads until the other side ends; returns the reason if it said GOAWAY.
+async fn goaway(mut stream: impl AsyncRead + Unpin) -> Option<u32> {
     let reading = async {
         loop {
             let mut head = [0; 9];
             if stream.read_exact(&mut head).await.is_err() {
-                return false;
+                return None;
             }
             let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
             if stream.read_exact(&mut payload).await.is_err() {
-                return false;
+                return None;
             }
             if head[3] == 7 {
-                return true;
+                return payload.get(4..8).map(|code| u32::from_be_bytes([code[0], code[1], code[2], code[3]]));
             }
         }
     };
@@ -82,13 +85,15 @@ async fn rapid_resets_end_the_connection_and_cost_no_memory() {
             let id = 2 * n + 1;
             let pair = [frame(1, 5, id, &get()), frame(3, 0, id, &8_u32.to_be_bytes())].concat();
             if write.write_all(&pair).await.is_err() {
-                return (write, n);
+                return n;
             }
         }
-        (write, 10_000)
+        // Kept open, so that it is the other side that ends.
+        std::future::pending().await
     });
-    let (write, _) = tokio::time::timeout(DEADLINE, flood).await.unwrap().unwrap();
-    let _ = goaway(read.reunite(write).unwrap()).await;
+    let reason = goaway(read).await;
+    let written = tokio::time::timeout(Duration::from_secs(1), flood).await.map_or(10_000, |sent| sent.unwrap());
+    assert!(reason == Some(ENHANCE_YOUR_CALM) || written < 10_000, "all of it was taken: {reason:?}");
     assert!(resident_kb().saturating_sub(before) < 50_000);
     until(|| async { metric(&router, "hearth_router_requests_in_flight").await == 0.0 }).await;
 }
@@ -122,7 +127,10 @@ async fn a_window_that_stays_shut_ends_the_connection() {
     for n in 0..50_u32 {
         stream.write_all(&frame(1, 5, 2 * n + 1, &get())).await.unwrap();
     }
-    let _ = goaway(stream).await;
+    let began = Instant::now();
+    goaway(stream).await;
+    // Sooner than a client is cut that answers no ping, which one that means harm does.
+    assert!(began.elapsed() < Duration::from_secs(15), "it was ended after {:?}", began.elapsed());
     until(|| async { metric(&router, "hearth_router_requests_in_flight").await == 0.0 }).await;
 }
 
@@ -145,11 +153,16 @@ async fn clients_that_dawdle_are_cut() {
         format!("POST {TARGET} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nab"),
     ] {
         // `say` returns only when the router closes.
+        let began = Instant::now();
         let answer = say(router.addr(), &begin).await;
         assert!(!answer.contains(" 200 "), "{begin:?} {answer}");
+        // The libraries' own time-outs are half a minute.
+        assert!(began.elapsed() < Duration::from_secs(15), "{begin:?} was cut after {:?}", began.elapsed());
     }
-    // An idle HTTP/2 connection, and one that was never begun.
-    assert!(!goaway(http2(router.addr(), &[]).await).await || node.count() > 0);
+    // An HTTP/2 connection that idles.
+    let began = Instant::now();
+    goaway(http2(router.addr(), &[]).await).await;
+    assert!(began.elapsed() < Duration::from_secs(15), "it was closed after {:?}", began.elapsed());
 }
 
 #[tokio::test]
