@@ -211,7 +211,7 @@ impl FunctionStore for Faulty<dyn FunctionStore> {
         self.around(records_broken, || self.inner.count_tenant(tenant)).await
     }
     async fn put_token(&self, hash: TokenHash, token: Token) -> Result<(), StoreError> {
-        self.around(records_broken, || self.inner.put_token(hash.clone(), token.clone())).await
+        self.around(records_broken, || self.inner.put_token(hash, token.clone())).await
     }
     async fn get_token(&self, hash: &TokenHash) -> Result<Option<Token>, StoreError> {
         self.around(records_broken, || self.inner.get_token(hash)).await

@@ -8,6 +8,7 @@ pub(super) const CSS: &str = r"
 --c0:#6aa8ff;--c1:#ff9b52;--c2:#4cc99a;--c3:#b795ff;--c4:#ff7b9c;--c5:#e3c04b;--c6:#4fc3dc;--c7:#a3acb6;--good:#4cc99a;--bad:#ff7b9c}}
 @media print{:root{color-scheme:light;--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--grid:#ddd;--panel:#fff;
 --c0:#1f6feb;--c1:#d9620f;--c2:#12805c;--c3:#8250df;--c4:#b3204d;--c5:#8a6d00;--c6:#0e7490;--c7:#6b7280;--good:#12805c;--bad:#b3204d}
+.scroll{overflow:visible!important}table{font-size:7.5pt!important}th,td{padding:2px 6px 2px 0!important;white-space:normal!important}pre{overflow:visible!important;white-space:pre-wrap}
 body{max-width:none!important;padding:0!important;font-size:9.5pt!important}@page{margin:14mm}figure,tr,.facts{break-inside:avoid}details{display:none}h2{break-after:avoid}}
 *{box-sizing:border-box}
 body{background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;max-width:1080px;margin:0 auto;padding:28px 20px 60px}

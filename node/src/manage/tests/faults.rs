@@ -39,7 +39,6 @@ async fn what_is_acknowledged_over_a_failing_store_is_there() {
     let mut refused = 0;
     for seed in 0..4 {
         let api = Api::failing(seed).await;
-        println!("seed {seed}");
         for function in 0..6 {
             let name = format!("/v1/tenants/acme/containers/main/functions/f{function}");
             let path: FunctionPath = format!("acme/main/f{function}").parse().unwrap();
@@ -47,10 +46,10 @@ async fn what_is_acknowledged_over_a_failing_store_is_there() {
                 let code = format!("module.exports = cb => cb(null, {version})");
                 let (answer, again) = api.insist("PUT", &name, &[], Some(json!({ "code": code }))).await;
                 refused += again;
-                assert!(answer.status.is_success(), "{}", answer.text);
+                assert!(answer.status.is_success(), "seed {seed}: {}", answer.text);
                 let number = answer.json()["version"].as_u64().unwrap();
                 let live = api.records.get_servable(&path).await.unwrap().unwrap().live.unwrap();
-                assert_eq!(live.version.0, number, "what was acknowledged is live");
+                assert_eq!(live.version.0, number, "what was acknowledged is live, seed {seed}");
                 assert!(matches!(live.code, CodeRef::Inline(files) if files["index.js"] == code));
             }
             // A guarded change whose answer was lost is seen as a change on the next try, and never done twice.
@@ -60,7 +59,7 @@ async fn what_is_acknowledged_over_a_failing_store_is_there() {
             let (answer, again) =
                 api.insist("PUT", &name, &[("if-match", &etag)], Some(json!({ "code": "module.exports = 1" }))).await;
             let after = api.records.get_function(&path).await.unwrap().unwrap().latest.0;
-            assert_eq!(after, before + 1, "once, whatever was answered: {}", answer.text);
+            assert_eq!(after, before + 1, "seed {seed}: once, whatever was answered: {}", answer.text);
             assert!(answer.status.is_success() || (again > 0 && answer.status == StatusCode::PRECONDITION_FAILED));
         }
         let (answer, _) = api.insist("DELETE", "/v1/tenants/acme/containers/main/functions/f0", &[], None).await;
