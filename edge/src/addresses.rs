@@ -29,15 +29,16 @@ pub struct Addresses {
 #[derive(Debug, Default)]
 struct Open {
     by_address: HashMap<IpAddr, usize>,
+    /// Of all addresses, since it was last said.
     refused: u64,
     said: Option<Instant>,
 }
 
 impl Addresses {
-    /// At most so many from one address.
+    /// At most so many from one address; one at least.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self { open: Mutex::default(), max }
+        Self { open: Mutex::default(), max: max.max(1) }
     }
 
     /// A place for one more connection of this address; none when it has as many as it may. This machine's own are not counted.
@@ -48,17 +49,18 @@ impl Addresses {
         }
         let address = counted(ip);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.by_address.entry(address).or_default();
-        if *count >= self.max {
+        let count = open.by_address.get(&address).copied().unwrap_or(0);
+        if count >= self.max {
             open.refused += 1;
             if open.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
                 open.said = Some(Instant::now());
-                tracing::warn!(%address, max = self.max, refused = open.refused, "an address has too many connections; more are closed");
-                open.refused = 0;
+                let closed = std::mem::take(&mut open.refused);
+                drop(open);
+                tracing::warn!(%address, max = self.max, closed, "too many connections from one address, such as this one; more are closed");
             }
             return None;
         }
-        *count += 1;
+        open.by_address.insert(address, count + 1);
         Some(Place(Some((Arc::clone(self), address))))
     }
 }

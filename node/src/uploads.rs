@@ -1,5 +1,5 @@
-//! Bodies of requests that are still on their way. What has places for requests lets such hold half of them at most, so that clients who
-//! dawdle never hold all.
+//! Bodies of requests that are still on their way: the client has not sent all, or the function has not taken all. What has places for
+//! requests lets such hold half of them at most, so that clients who dawdle never hold all.
 
 use std::sync::{
     Arc,
@@ -23,7 +23,7 @@ impl Uploads {
     /// # Errors
     /// [`Full`] when half of them are.
     pub fn take(self: &Arc<Self>, places: u32) -> Result<Upload, Full> {
-        let limit = (places / 2).max(1);
+        let limit = places.div_ceil(2).max(1);
         if self.0.fetch_add(1, Relaxed) >= limit {
             self.0.fetch_sub(1, Relaxed);
             return Err(Full { limit });
@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn half_of_the_places_and_one_past_it() {
         let uploads = Arc::<Uploads>::default();
-        let (first, _second) = (uploads.take(5).unwrap(), uploads.take(5).unwrap());
-        assert_eq!(uploads.take(5).unwrap_err(), Full { limit: 2 });
+        let (first, _second) = (uploads.take(4).unwrap(), uploads.take(3).unwrap());
+        assert_eq!(uploads.take(4).unwrap_err(), Full { limit: 2 });
         drop(first);
-        assert!(uploads.take(5).is_ok());
+        assert!(uploads.take(4).is_ok());
         let one = Arc::<Uploads>::default();
         let _only = one.take(1).unwrap();
         assert_eq!(one.take(1).unwrap_err(), Full { limit: 1 }, "where there is one place, a body may hold it");

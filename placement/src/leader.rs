@@ -79,6 +79,10 @@ pub struct LeaderConfig {
     /// How long a leader that died keeps others from leading.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
+    /// How long a container must have been idle on a node where it is not placed until that node is told to let go of it. Nodes that some
+    /// router cannot reach are stood in for by others, which must not begin cold with each request.
+    #[serde(with = "humantime_serde")]
+    pub stray_after: Duration,
     /// How much is planned.
     pub planner: PlannerConfig,
     /// The ring; the table's own.
@@ -91,6 +95,7 @@ impl Default for LeaderConfig {
         Self {
             interval: Duration::from_secs(10),
             ttl: Duration::from_secs(10),
+            stray_after: Duration::from_secs(120),
             planner: PlannerConfig::default(),
             ring: RingConfig::default(),
         }
@@ -132,8 +137,9 @@ pub struct Leader {
     config: LeaderConfig,
     /// What the last plan moved away: told to the nodes with the next, when all routers have long heard of the move.
     moved: parking_lot::Mutex<BTreeSet<Eviction>>,
-    /// What nodes had at the last plan, idle, though it is placed elsewhere: after a pin, after nodes came and went, after another leader.
-    strays: parking_lot::Mutex<BTreeSet<Eviction>>,
+    /// What nodes have reported, idle, though it is placed elsewhere, and since when: after a pin, after nodes came and went, after another
+    /// leader. Nodes report their busiest, so that one with very many keeps its strays until it lets go of what idles.
+    strays: parking_lot::Mutex<BTreeMap<Eviction, Instant>>,
 }
 
 /// Strays that are told of with one plan.
@@ -254,13 +260,25 @@ impl Leader {
         let moved = planned.moves.iter().filter_map(|m| Some(Eviction { node: m.from.clone()?, path: m.path.clone() }));
         let before = std::mem::replace(&mut *self.moved.lock(), moved.collect());
         let mut evictions = gone(before, &nodes, &planned.exceptions, ring);
-        let strays_before = std::mem::replace(&mut *self.strays.lock(), strays.clone());
-        evictions.extend(strays.intersection(&strays_before).take(STRAYS_TOLD_MAX).cloned());
+        evictions.extend(self.told_of(strays));
         if !evictions.is_empty() {
             let evictions: Vec<Eviction> = evictions.into_iter().collect();
             self.calls.evict(&nodes, &evictions, planned.exceptions.generation).await;
         }
         Ok(true)
+    }
+
+    /// Those of the strays that have been seen for long enough; they are told of once, and anew if they stay.
+    fn told_of(&self, strays: BTreeSet<Eviction>) -> Vec<Eviction> {
+        let (mut since, now) = (self.strays.lock(), Instant::now());
+        since.retain(|stray, _| strays.contains(stray));
+        for stray in strays {
+            since.entry(stray).or_insert(now);
+        }
+        let long = since.iter().filter(|(_, since)| **since < now && since.elapsed() >= self.config.stray_after);
+        let told: Vec<Eviction> = long.map(|(stray, _)| stray.clone()).take(STRAYS_TOLD_MAX).collect();
+        since.retain(|stray, _| !told.contains(stray));
+        told
     }
 
     async fn write(&self, exceptions: &Exceptions, found: &[KeyValue]) -> Result<(), CoordinatorError> {
@@ -401,8 +419,8 @@ mod tests {
         assert_eq!(calls.told.lock().len(), count, "told once");
     }
 
-    #[tokio::test]
-    async fn what_idles_where_it_is_not_placed_goes_with_the_second_plan_that_sees_it() {
+    #[tokio::test(start_paused = true)]
+    async fn what_idles_where_it_is_not_placed_goes_after_a_while() {
         let nodes: Vec<NodeRecord> = ["a", "b", "c"].map(record).to_vec();
         let table = table(&nodes, Exceptions::default());
         let own = table.nodes()[usize::from(table.spread_of("t", "main")[0])].record.name.clone();
@@ -424,9 +442,14 @@ mod tests {
         let calls = Arc::new(Idle { loads: loads(&other, 0.0), told: Mutex::default() });
         let leader = Leader::new(Arc::new(coordinator), "/x", "l", Arc::clone(&calls) as _, LeaderConfig::default());
         assert!(leader.plan_once(1).await.unwrap());
-        assert!(calls.told.lock().is_empty(), "routers may not have heard yet");
+        tokio::time::sleep(Duration::from_secs(119)).await;
         assert!(leader.plan_once(1).await.unwrap());
-        assert_eq!(*calls.told.lock(), [stray]);
+        assert!(calls.told.lock().is_empty(), "not long enough");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(leader.plan_once(1).await.unwrap());
+        assert_eq!(*calls.told.lock(), [stray.clone()]);
+        assert!(leader.plan_once(1).await.unwrap());
+        assert_eq!(*calls.told.lock(), [stray], "told once, not with every plan");
     }
 
     /// Nodes with these loads whatever they are told.

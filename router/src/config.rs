@@ -22,7 +22,8 @@ pub struct Config {
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,
     /// Of those, from one address (of IPv6: from one /64) that is not this machine's own; more are closed at once. Raise it to
-    /// `connections_max` behind a load balancer that connects from an address of its own.
+    /// `connections_max` behind a load balancer that connects from an address of its own. One that became a WebSocket counts no longer
+    /// here but among the requests in flight.
     pub connections_per_address_max: usize,
     /// From a connection to its first byte; also for the TLS hand-shake.
     #[serde(with = "humantime_serde")]
@@ -118,6 +119,9 @@ impl Default for Limits {
 impl Config {
     /// Refuses what cannot work, naming the key.
     pub(crate) fn validate(&self) -> Result<(), String> {
+        if self.connections_per_address_max == 0 {
+            return Err("router.connections_per_address_max is 0, which would let nobody in; for no bound of its own set it to router.connections_max".into());
+        }
         let zero = [
             (self.first_byte_timeout, "first_byte_timeout"),
             (self.header_timeout, "header_timeout"),

@@ -257,7 +257,7 @@ impl Cluster {
         }
         for router in &self.routers {
             let text = format!(
-                "data_dir = \"data\"\ngrace = \"10s\"\n\
+                "data_dir = \"data\"\ngrace = \"10s\"\n[leader]\nstray_after = \"5s\"\n\
                  [router]\nlisten = \"{0}:{1}\"\nops_listen = \"{0}:0\"\ndrain_lead = \"1s\"\n{2}",
                 self.host(&router.name),
                 free_port(),

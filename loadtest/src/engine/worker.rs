@@ -32,6 +32,7 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 /// A wait this short is spent looking for answers: arming the kernel's timer and being woken by it costs more than that, on a virtual machine
 /// most of all (48 us a request at 20,000/s, where a request alone costs 14).
 const SPIN_MAX: Duration = Duration::from_micros(60);
+
 /// What a thread is given.
 pub(super) struct Context {
     pub job: Arc<Job>,

@@ -28,7 +28,8 @@ pub(crate) struct ContainerSpec {
     /// Memory, in MiB: 64 to what the tenant may use.
     #[serde(default)]
     memory_mb: Option<u64>,
-    /// Requests at once, 1 to 10000.
+    /// Requests at once, 1 to 10000. Of those whose bodies have more than 16 KiB or come in chunks, half may have them still on their way (one
+    /// at least).
     #[serde(default)]
     concurrency: Option<u32>,
     /// Which Node.js.

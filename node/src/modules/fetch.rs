@@ -147,6 +147,8 @@ impl ModuleCache {
             }
         };
         self.remove(victims).await;
+        // Not waited for: it looks at every file, and the room is there without what the victims shared with others.
+        drop(self.sweep());
         room
     }
 
@@ -158,7 +160,19 @@ impl ModuleCache {
         }
         let removed = victims.len();
         self.remove(victims).await;
+        let _ = self.sweep().await;
         removed
+    }
+
+    /// Removes files that belong to no artifact any more, in the background; one at a time.
+    pub(super) fn sweep(&self) -> tokio::task::JoinHandle<()> {
+        let (index, sweeping) = (self.dir.join(FILES_DIR), Arc::clone(&self.sweeping));
+        tokio::task::spawn_blocking(move || {
+            let _turn = sweeping.lock();
+            if let Err(error) = share::sweep(&index) {
+                tracing::warn!(%error, "files of removed modules could not be removed; the next sweep removes them");
+            }
+        })
     }
 
     /// Takes the one unused longest out of the count and out of its name in one step, so that whoever asks for it now fetches it anew.
@@ -178,15 +192,11 @@ impl ModuleCache {
         if victims.is_empty() {
             return;
         }
-        let index = self.dir.join(FILES_DIR);
         let removing = move || {
             for aside in victims {
                 if let Err(error) = fs::remove_dir_all(&aside) {
                     tracing::warn!(path = %aside.display(), %error, "an unused module could not be removed; the next start removes it");
                 }
-            }
-            if let Err(error) = share::sweep(&index) {
-                tracing::warn!(%error, "files of removed modules could not be removed; the next start removes them");
             }
         };
         if let Err(error) = tokio::task::spawn_blocking(removing).await {
@@ -277,8 +287,12 @@ fn unpack_whole(reader: impl io::Read, temp: &Path, target: &Path, dir: &Path) -
         if e.kind() == io::ErrorKind::StorageFull { FetchError::of_io(e) } else { FetchError::Passing(e.to_string()) }
     };
     let bytes = disk_usage(temp).map_err(here)?;
-    // New, so that it is never another file's other name.
-    File::create_new(temp.join(SIZE_FILE)).and_then(|mut file| file.write_all(bytes.to_string().as_bytes())).map_err(here)?;
+    // New, so that it is never another file's other name: no artifact of ours brings it along.
+    let mut size = File::create_new(temp.join(SIZE_FILE)).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => FetchError::Refused(format!("the archive holds {SIZE_FILE}")),
+        _ => here(e),
+    })?;
+    size.write_all(bytes.to_string().as_bytes()).map_err(here)?;
     if let Err(error) = share::share(temp, &dir.join(FILES_DIR)) {
         tracing::warn!(path = %temp.display(), %error, "files that other modules have too could not be shared: they take room twice");
     }

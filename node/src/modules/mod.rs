@@ -95,6 +95,7 @@ pub struct ModuleCache {
     /// Room that fetches under way have taken; changed only under the lock of `present`.
     reserved: AtomicU64,
     fetching: Mutex<HashMap<String, FetchCell>>,
+    sweeping: Arc<Mutex<()>>,
     fetch_permits: tokio::sync::Semaphore,
     /// Contexts by slot, with the artifact each was made from.
     slots: tokio::sync::Mutex<HashMap<u32, BTreeMap<String, String>>>,
@@ -164,7 +165,6 @@ impl ModuleCache {
             _ => {}
         }
         fs::create_dir_all(&temp).map_err(fail("creating", &temp))?;
-        share::sweep(&dir.join(fetch::FILES_DIR)).map_err(fail("sweeping", &dir))?;
         let dir = dir.canonicalize().map_err(fail("finding", &dir))?;
         let read_only = attach::read_only_view(&dir).map_err(fail("mounting a read-only view of", &dir))?;
         let mut present = HashMap::new();
@@ -174,7 +174,7 @@ impl ModuleCache {
                 present.insert(name, Present { bytes, slots: BTreeSet::new(), last_used: Instant::now() });
             }
         }
-        Ok(Arc::new(Self {
+        let cache = Arc::new(Self {
             fetch_permits: tokio::sync::Semaphore::new(config.fetch_concurrency.max(1)),
             config,
             dir,
@@ -185,10 +185,14 @@ impl ModuleCache {
             present: Mutex::new(present),
             reserved: AtomicU64::new(0),
             fetching: Mutex::default(),
+            sweeping: Arc::default(),
             slots: tokio::sync::Mutex::default(),
             demand: Mutex::default(),
             counters: Counters::default(),
-        }))
+        });
+        // What an earlier process left; those that it shared with nobody.
+        drop(cache.sweep());
+        Ok(cache)
     }
 
     /// Counts one use of a set of modules.

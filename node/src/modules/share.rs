@@ -84,9 +84,16 @@ pub fn sweep(index: &Path) -> io::Result<usize> {
     for dir in dirs {
         for entry in fs::read_dir(dir?.path())? {
             let entry = entry?;
-            if entry.metadata()?.nlink() == 1 {
-                fs::remove_file(entry.path())?;
-                removed += 1;
+            // What is gone already was another sweep's.
+            let alone = match entry.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                metadata => metadata?.nlink() == 1,
+            };
+            if alone {
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => removed += 1,
+                }
             }
         }
     }

@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn bodies_that_are_coming_hold_half_of_the_places_at_most() {
-        let gate = Arc::new(Gate::new(&limits(5, 1_000_000, 1_000_000), Arc::default()));
+        let gate = Arc::new(Gate::new(&limits(4, 1_000_000, 1_000_000), Arc::default()));
         let _first = gate.admit_upload(1).unwrap();
         let second = gate.admit_upload(1).unwrap();
         assert_eq!(gate.admit_upload(1).unwrap_err(), Full { limit: 2 });

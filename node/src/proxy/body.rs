@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
@@ -37,6 +37,41 @@ pub(super) struct Upload {
     pub answered: Cell<bool>,
     /// All of it was sent on. Until then the connection must carry no other request: its head would follow the rest of this body.
     pub whole: Cell<bool>,
+    /// Its places among the tenant's and the container's bodies that are coming. Here and not with the body, which a connection to a function
+    /// may keep for longer than the request lasts.
+    places: RefCell<[Option<uploads::Upload>; 2]>,
+}
+
+impl Upload {
+    /// Holds a place among its tenant's until all of it has come or the request is over.
+    pub fn hold_of_tenant(&self, place: uploads::Upload) {
+        self.places.borrow_mut()[0] = Some(place);
+    }
+
+    /// Gives back the place that it held among a container's, and takes one among this one's.
+    ///
+    /// # Errors
+    /// [`uploads::Full`].
+    pub fn hold_of_container(&self, take: impl FnOnce() -> Result<uploads::Upload, uploads::Full>) -> Result<(), uploads::Full> {
+        let place = &mut self.places.borrow_mut()[1];
+        *place = None;
+        *place = Some(take()?);
+        Ok(())
+    }
+
+    fn ended(&self) {
+        self.whole.set(true);
+        *self.places.borrow_mut() = [None, None];
+    }
+}
+
+/// A request's hold on the places of its body: they are given back when the request is over, whoever keeps the body.
+pub(super) struct Held(pub Rc<Upload>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.0.places.borrow_mut() = [None, None];
+    }
 }
 
 enum Source {
@@ -51,37 +86,17 @@ pub(super) struct RequestBody {
     left: u64,
     patience: Patience,
     upload: Rc<Upload>,
-    /// Its places among the tenant's and the container's bodies that are coming.
-    tenant_place: Option<uploads::Upload>,
-    container_place: Option<uploads::Upload>,
 }
 
 impl RequestBody {
     pub fn new(inner: Incoming, limit: u64, terms: Terms, upload: Rc<Upload>) -> Self {
         upload.whole.set(inner.is_end_stream());
-        let patience = Patience::new(terms);
-        Self { source: Source::Client(inner), left: limit, patience, upload, tenant_place: None, container_place: None }
+        Self { source: Source::Client(inner), left: limit, patience: Patience::new(terms), upload }
     }
 
     /// Whether some of it is still on its way from the client.
     pub fn is_coming(&self) -> bool {
         matches!(&self.source, Source::Client(inner) if !inner.is_end_stream())
-    }
-
-    /// Holds this place among its tenant's until all of it has come.
-    pub fn hold_of_tenant(&mut self, place: uploads::Upload) {
-        self.tenant_place = Some(place);
-    }
-
-    /// Holds this place among its container's until all of it has come; that of a container tried before is given back.
-    pub fn hold_of_container(&mut self, place: uploads::Upload) {
-        self.container_place = Some(place);
-    }
-
-    /// All of it has come.
-    fn ended(&mut self) {
-        self.upload.whole.set(true);
-        (self.tenant_place, self.container_place) = (None, None);
     }
 
     /// Reads all of a small body of known length; leaves any other as it is. None when the client broke off, or dawdled.
@@ -123,7 +138,7 @@ impl Body for RequestBody {
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
                 this.upload.awaited.set(false);
-                this.ended();
+                this.upload.ended();
                 return Poll::Ready(None);
             }
             Poll::Pending if this.upload.answered.get() => return Poll::Pending,
@@ -135,7 +150,7 @@ impl Body for RequestBody {
             }
         };
         let Ok(data) = frame.into_data() else {
-            this.ended();
+            this.upload.ended();
             return Poll::Ready(None);
         };
         this.upload.awaited.set(false);
@@ -144,7 +159,7 @@ impl Body for RequestBody {
             Some(left) => {
                 this.left = left;
                 if inner.is_end_stream() {
-                    this.ended();
+                    this.upload.ended();
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }

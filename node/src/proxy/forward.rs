@@ -2,7 +2,7 @@
 
 use super::{
     admit::Permit,
-    body::{RequestBody, Upload},
+    body::{Held, RequestBody, Upload},
     worker::Worker,
 };
 use crate::handler::{Lease, LiveContainer};
@@ -144,6 +144,7 @@ pub(super) struct Exchange {
     pub sender: Option<Sender>,
     pub lease: Lease,
     pub upload: Rc<Upload>,
+    pub _held: Held,
     pub _permit: Permit,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     admit::{Permit, Refused},
-    body::{FunctionBody, RequestBody, ResponseBody, Upload},
+    body::{FunctionBody, Held, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
     respond,
     worker::{RATE_MIN_BYTES_PER_S, Worker},
@@ -167,7 +167,7 @@ async fn invoke(
     check(&request, &worker)?;
     let (spread, upload) = (spread(peer, &request), Rc::new(Upload::default()));
     // Before anything is looked up: a client may take half a minute, and what is found then must be what is true then.
-    let mut request = with_body(&worker, request, &upload).await?;
+    let request = with_body(&worker, request, &upload).await?;
     let began = Instant::now();
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = function_key(request.uri().path()).ok_or_else(not_found)?;
@@ -195,7 +195,7 @@ async fn invoke(
     };
     let permit = gate.admit(spread).map_err(refused)?;
     if request.body().is_coming() {
-        request.body_mut().hold_of_tenant(gate.admit_upload(spread).map_err(uploads_full)?);
+        upload.hold_of_tenant(gate.admit_upload(spread).map_err(uploads_full)?);
     }
     let trusted = trusts(&worker, peer);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
@@ -342,6 +342,7 @@ async fn forward_call(
         parts.headers.insert(header::UPGRADE, protocol);
     }
     let mut outgoing = Request::from_parts(parts, body);
+    let held = Held(Rc::clone(&upload));
     let timeout = Duration::from_millis(call.version.timeout_ms);
 
     for last in (0..CONTAINERS_MAX).rev() {
@@ -350,11 +351,12 @@ async fn forward_call(
         let (start, forwarded) = (lease.start(), Instant::now());
         let container = Arc::clone(lease.container());
         if outgoing.body().is_coming() {
-            outgoing.body_mut().hold_of_container(lease.upload(call.servable.container.concurrency).map_err(uploads_full)?);
+            upload.hold_of_container(|| lease.upload(call.servable.container.concurrency)).map_err(uploads_full)?;
         }
         match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
             Ok(Ok((response, sender))) => {
-                let exchange = Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, upload, _permit: permit };
+                let exchange =
+                    Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, upload, _held: held, _permit: permit };
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }

@@ -30,7 +30,7 @@ async fn a_container_is_pinned_and_a_tenants_rate_holds_across_routers_and_nodes
             .await;
         }
     }
-    // The nodes that had it before are told to let go: with the second plan that finds it idle there.
+    // The nodes that had it before are told to let go, once it has been idle there for a while.
     let began = Instant::now();
     loop {
         let status = cluster.status(&cluster.urls()[0]).await;

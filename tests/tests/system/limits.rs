@@ -113,6 +113,28 @@ async fn bodies_that_trickle_hold_no_place_and_are_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_nobody_reads_holds_no_place_after_its_answer() {
+    let hearth = Hearth::start().await;
+    let path = "/tenants/acme/containers/main";
+    Answer::of(hearth.api(Method::PUT, "/tenants/acme").json(&json!({}))).await.expect(201);
+    Answer::of(hearth.api(Method::PUT, path).json(&json!({ "concurrency": 2 }))).await.expect(201);
+    hearth.deploy("acme/main/f", json!({ "code": "module.exports = (req, res) => res.end('no');", "model": "node" })).await;
+    let owing = async || {
+        let mut connection = RawConnection::to(&hearth.url).await;
+        connection.send("POST /run/acme/main/f HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nx").await;
+        let answer = connection.read_until("\r\n\r\n").await;
+        (connection, answer)
+    };
+    // Each is answered at once, and goes on owing what it has promised.
+    let mut open = vec![];
+    for _ in 0..4 {
+        let (connection, answer) = owing().await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        open.push(connection);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_may_last_but_not_be_silent_and_a_broken_one_is_seen() {
     let hearth = Hearth::start().await;
     let code = "module.exports = (req, res) => { res.write('a'); let n = 0; const i = setInterval(() => { if (++n > 5 || req.url === '/silent' ) { clearInterval(i); if (req.url === '/whole') res.end('z'); if (req.url === '/dies') process.exit(1); } else res.write('b'); }, 200); };";
