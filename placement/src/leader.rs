@@ -447,7 +447,7 @@ mod tests {
         assert!(calls.told.lock().is_empty(), "not long enough");
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(leader.plan_once(1).await.unwrap());
-        assert_eq!(*calls.told.lock(), [stray.clone()]);
+        assert_eq!(*calls.told.lock(), std::slice::from_ref(&stray));
         assert!(leader.plan_once(1).await.unwrap());
         assert_eq!(*calls.told.lock(), [stray], "told once, not with every plan");
     }
