@@ -224,4 +224,5 @@ def main():
     print(f"controls: {sum(c.round in rounds for c in CONTROLS)} taken away, each missed by its test")
 
 
-main()
+if __name__ == "__main__":
+    main()
