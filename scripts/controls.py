@@ -162,7 +162,8 @@ def run_node(tests, tree=COPY):
     command = ["node", "--test", "--test-reporter=tap", "test/runtime.test.js"]
     print("controls:", " ".join(command), file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=tree / "runtime", capture_output=True, text=True, timeout=DEADLINE_S)
-    return {test: "FAILED" if re.search(rf"^\s*not ok \d+ - {re.escape(test)}", done.stdout, re.MULTILINE) else "ok" for test in tests}
+    lines = re.findall(r"^\s*(not ok|ok) \d+ - (.*)$", done.stdout, re.MULTILINE)
+    return {name: "FAILED" if outcome == "not ok" else "ok" for outcome, name in lines if name in tests}
 
 
 def passes_with_controls(rounds):
