@@ -22,21 +22,21 @@ impl Uploads {
     ///
     /// # Errors
     /// [`Full`] when half of them are.
-    pub fn take(self: &Arc<Self>, places: u32) -> Result<Upload, Full> {
+    pub fn take(self: &Arc<Self>, places: u32) -> Result<UploadPlace, Full> {
         let limit = places.div_ceil(2).max(1);
         if self.0.fetch_add(1, Relaxed) >= limit {
             self.0.fetch_sub(1, Relaxed);
             return Err(Full { limit });
         }
-        Ok(Upload(Arc::clone(self)))
+        Ok(UploadPlace(Arc::clone(self)))
     }
 }
 
-/// One body that is coming.
+/// The place of one body that is coming.
 #[derive(Debug)]
-pub struct Upload(Arc<Uploads>);
+pub struct UploadPlace(Arc<Uploads>);
 
-impl Drop for Upload {
+impl Drop for UploadPlace {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
     }

@@ -1,7 +1,7 @@
 //! A claimed container: its tenant for life, what is loaded in it, who uses it, and how it ends.
 
 use super::{AcquireError, control::Control, slot::Slot};
-use crate::uploads::{Full, Upload, Uploads};
+use crate::uploads::{Full, UploadPlace, Uploads};
 use arc_swap::ArcSwap;
 use hearth_model::{
     Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
@@ -398,7 +398,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`Full`] when bodies hold as many as they may.
-    pub fn upload(&self, places: u32) -> Result<Upload, Full> {
+    pub fn upload(&self, places: u32) -> Result<UploadPlace, Full> {
         self.container.uploads.take(places)
     }
 

@@ -147,8 +147,6 @@ impl ModuleCache {
             }
         };
         self.remove(victims).await;
-        // Not waited for: it looks at every file, and the room is there without what the victims shared with others.
-        drop(self.sweep());
         room
     }
 
@@ -160,19 +158,7 @@ impl ModuleCache {
         }
         let removed = victims.len();
         self.remove(victims).await;
-        let _ = self.sweep().await;
         removed
-    }
-
-    /// Removes files that belong to no artifact any more, in the background; one at a time.
-    pub(super) fn sweep(&self) -> tokio::task::JoinHandle<()> {
-        let (index, sweeping) = (self.dir.join(FILES_DIR), Arc::clone(&self.sweeping));
-        tokio::task::spawn_blocking(move || {
-            let _turn = sweeping.lock();
-            if let Err(error) = share::sweep(&index) {
-                tracing::warn!(%error, "files of removed modules could not be removed; the next sweep removes them");
-            }
-        })
     }
 
     /// Takes the one unused longest out of the count and out of its name in one step, so that whoever asks for it now fetches it anew.
@@ -192,9 +178,10 @@ impl ModuleCache {
         if victims.is_empty() {
             return;
         }
+        let index = self.dir.join(FILES_DIR);
         let removing = move || {
             for aside in victims {
-                if let Err(error) = fs::remove_dir_all(&aside) {
+                if let Err(error) = share::remove(&aside, &index) {
                     tracing::warn!(path = %aside.display(), %error, "an unused module could not be removed; the next start removes it");
                 }
             }

@@ -38,8 +38,8 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Unpacked modules on this machine, in bytes on the disk, each as if it were alone there. Those that no container uses make room for others, the one unused
-    /// longest first; where all are in use, no new ones come.
+    /// Unpacked modules on this machine, in bytes on the disk, each as if it were alone there. Those that no container uses make room for
+    /// others, the one unused longest first; where all are in use, no new ones come.
     pub disk_limit: ByteSize,
     /// How long fetching one artifact may take.
     #[serde(with = "humantime_serde")]
@@ -95,7 +95,6 @@ pub struct ModuleCache {
     /// Room that fetches under way have taken; changed only under the lock of `present`.
     reserved: AtomicU64,
     fetching: Mutex<HashMap<String, FetchCell>>,
-    sweeping: Arc<Mutex<()>>,
     fetch_permits: tokio::sync::Semaphore,
     /// Contexts by slot, with the artifact each was made from.
     slots: tokio::sync::Mutex<HashMap<u32, BTreeMap<String, String>>>,
@@ -174,7 +173,14 @@ impl ModuleCache {
                 present.insert(name, Present { bytes, slots: BTreeSet::new(), last_used: Instant::now() });
             }
         }
-        let cache = Arc::new(Self {
+        // What an earlier process left; not waited for, since it looks at every file.
+        let index = dir.join(fetch::FILES_DIR);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = share::sweep(&index) {
+                tracing::warn!(%error, "files that belong to no module could not be removed; the next start removes them");
+            }
+        });
+        Ok(Arc::new(Self {
             fetch_permits: tokio::sync::Semaphore::new(config.fetch_concurrency.max(1)),
             config,
             dir,
@@ -185,14 +191,10 @@ impl ModuleCache {
             present: Mutex::new(present),
             reserved: AtomicU64::new(0),
             fetching: Mutex::default(),
-            sweeping: Arc::default(),
             slots: tokio::sync::Mutex::default(),
             demand: Mutex::default(),
             counters: Counters::default(),
-        });
-        // What an earlier process left; those that it shared with nobody.
-        drop(cache.sweep());
-        Ok(cache)
+        }))
     }
 
     /// Counts one use of a set of modules.

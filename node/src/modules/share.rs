@@ -19,6 +19,25 @@ use std::{
 pub fn share(tree: &Path, index: &Path) -> io::Result<()> {
     // Beside the tree, where no name of the artifact's can be in the way.
     let beside = tree.with_extension("link");
+    each_file(tree, |file| share_file(file, &named(file, index)?, &beside))
+}
+
+/// Removes an artifact's `tree`, and from `index` what no other one has.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove(tree: &Path, index: &Path) -> io::Result<()> {
+    let mut known = Vec::new();
+    each_file(tree, |file| {
+        known.push(named(file, index)?);
+        Ok(())
+    })?;
+    fs::remove_dir_all(tree)?;
+    known.iter().try_for_each(|entry| remove_alone(entry).map(drop))
+}
+
+/// Calls `each` with every file that has content.
+fn each_file(tree: &Path, mut each: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut open = vec![tree.to_owned()];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir)? {
@@ -27,7 +46,7 @@ pub fn share(tree: &Path, index: &Path) -> io::Result<()> {
             if metadata.is_dir() {
                 open.push(entry.path());
             } else if metadata.len() > 0 {
-                share_file(&entry.path(), &named(&entry.path(), index)?, &beside)?;
+                each(&entry.path())?;
             }
         }
     }
@@ -70,8 +89,20 @@ fn share_file(file: &Path, known: &Path, beside: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what belongs to no artifact any more; returns how many files that were. A file that somebody links meanwhile only leaves the
-/// index.
+/// Removes an entry of the index that has no other link; says whether it did. A file that somebody links meanwhile only leaves the index;
+/// what is gone already was somebody else's to remove.
+fn remove_alone(entry: &Path) -> io::Result<bool> {
+    let removed = fs::symlink_metadata(entry).and_then(|metadata| match metadata.nlink() {
+        1 => fs::remove_file(entry).map(|()| true),
+        _ => Ok(false),
+    });
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed,
+    }
+}
+
+/// Removes what belongs to no artifact any more, after a process that was killed; returns how many files that were.
 ///
 /// # Errors
 /// What the file system says.
@@ -83,18 +114,7 @@ pub fn sweep(index: &Path) -> io::Result<usize> {
     };
     for dir in dirs {
         for entry in fs::read_dir(dir?.path())? {
-            let entry = entry?;
-            // What is gone already was another sweep's.
-            let alone = match entry.metadata() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                metadata => metadata?.nlink() == 1,
-            };
-            if alone {
-                match fs::remove_file(entry.path()) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => removed += 1,
-                }
-            }
+            removed += usize::from(remove_alone(&entry?.path())?);
         }
     }
     Ok(removed)
@@ -132,8 +152,8 @@ mod tests {
         assert_eq!(fs::metadata(b.join("run")).unwrap().permissions().mode() & 0o777, 0o755);
         assert_ne!(inode(&a.join("empty")), inode(&b.join("empty")), "nothing is saved by sharing nothing");
         assert_eq!(sweep(&index).unwrap(), 0, "everything is in use");
-        fs::remove_dir_all(&a).unwrap();
-        assert_eq!(sweep(&index).unwrap(), 1, "only what was a's alone");
+        remove(&a, &index).unwrap();
+        assert_eq!(sweep(&index).unwrap(), 0, "what was a's alone is gone");
         assert_eq!(fs::read_to_string(b.join("x/ms/index.js")).unwrap(), "same");
         fs::remove_dir_all(&b).unwrap();
         assert_eq!(sweep(&index).unwrap(), 2);

@@ -2,7 +2,7 @@
 //! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
 
 use crate::{
-    uploads::{Full, Upload, Uploads},
+    uploads::{Full, UploadPlace, Uploads},
     usage::{Usage, UsageBook},
 };
 use hearth_model::{TenantLimits, TenantName};
@@ -98,7 +98,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Full`] while half of the tenant's places are held by such.
-    pub fn admit_upload(&self, spread: u32) -> Result<Upload, Full> {
+    pub fn admit_upload(&self, spread: u32) -> Result<UploadPlace, Full> {
         let admitted = self.uploads.take(share(self.concurrency.load(Relaxed), spread));
         if admitted.is_err() {
             self.usage.refused.fetch_add(1, Relaxed);

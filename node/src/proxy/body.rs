@@ -39,12 +39,12 @@ pub(super) struct Upload {
     pub whole: Cell<bool>,
     /// Its places among the tenant's and the container's bodies that are coming. Here and not with the body, which a connection to a function
     /// may keep for longer than the request lasts.
-    places: RefCell<[Option<uploads::Upload>; 2]>,
+    places: RefCell<[Option<uploads::UploadPlace>; 2]>,
 }
 
 impl Upload {
     /// Holds a place among its tenant's until all of it has come or the request is over.
-    pub fn hold_of_tenant(&self, place: uploads::Upload) {
+    pub fn hold_of_tenant(&self, place: uploads::UploadPlace) {
         self.places.borrow_mut()[0] = Some(place);
     }
 
@@ -52,7 +52,10 @@ impl Upload {
     ///
     /// # Errors
     /// [`uploads::Full`].
-    pub fn hold_of_container(&self, take: impl FnOnce() -> Result<uploads::Upload, uploads::Full>) -> Result<(), uploads::Full> {
+    pub fn hold_of_container(
+        &self,
+        take: impl FnOnce() -> Result<uploads::UploadPlace, uploads::Full>,
+    ) -> Result<(), uploads::Full> {
         let place = &mut self.places.borrow_mut()[1];
         *place = None;
         *place = Some(take()?);
