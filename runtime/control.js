@@ -58,7 +58,9 @@ function createControl() {
       socket.destroy();
     }
     socket = newer;
-    send({ t: 'ready', node: process.version, loaded: functions.loaded() });
+    const loaded = functions.loaded();
+    const keys = (list) => list.map(({ key }) => key);
+    send({ t: 'ready', node: process.version, loaded: keys(loaded), linked: keys(loaded.filter(({ linked }) => linked)) });
     for (const text of unsent) socket.write(text);
     unsent = [];
     unsentBytes = 0;

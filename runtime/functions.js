@@ -27,6 +27,8 @@ function createFunctions({ control, logs }) {
       model: null,
       call: null,
       upgrade: null,
+      // Whether it can be called over the link.
+      linked: true,
       inFlight: 0,
       unloading: false,
       loading: null,
@@ -42,7 +44,8 @@ function createFunctions({ control, logs }) {
       const bound = models[fn.model].bind(fn, loaded);
       fn.call = bound.call;
       fn.upgrade = bound.upgrade ?? null;
-      return { model: fn.model, ms: elapsed() };
+      fn.linked = bound.linked ?? true;
+      return { model: fn.model, linked: fn.linked, ms: elapsed() };
     } catch (error) {
       const model = fn.asked ?? 'webtask';
       const text = String((error && error.stack) || error);
@@ -51,7 +54,7 @@ function createFunctions({ control, logs }) {
       if (model === 'webtask' && (fn.asked || !error?.isModule)) {
         fn.model = 'webtask';
         fn.call = models.webtask.notLoaded(error);
-        return { model: fn.model, ms: elapsed() };
+        return { model: fn.model, linked: true, ms: elapsed() };
       }
       byKey.delete(fn.key);
       return { error: text.slice(0, 8192), ms: elapsed() };
@@ -107,7 +110,7 @@ function createFunctions({ control, logs }) {
     release,
     preload,
     get: (key) => byKey.get(key),
-    loaded: () => [...byKey.values()].filter((fn) => fn.call && !fn.name.startsWith('.')).map((fn) => fn.key),
+    loaded: () => [...byKey.values()].filter((fn) => fn.call && !fn.name.startsWith('.')).map(({ key, linked }) => ({ key, linked })),
   };
 }
 

@@ -1,5 +1,5 @@
 'use strict';
-// Before a container is ready it answers dummy requests in every model through its own socket, so that the first real one finds
+// Before a container is ready it answers dummy requests in every model through its own sockets, so that the first real one finds
 // Node's modules loaded and the code paths known.
 
 const fs = require('node:fs');
@@ -15,38 +15,57 @@ const SOURCES = {
 // Without a body and with one; a third would make V8 double the space for young objects in every container that waits.
 const ROUNDS = 2;
 
-// Written by hand, since Node's HTTP client would stay in every container's memory.
-function exchange(socket, key, body) {
-  const head = [
-    `${body ? 'POST' : 'GET'} /?a=b HTTP/1.1`,
-    'host: warm',
-    `hearth-call: ${key} warm 1000 1 127.0.0.1`,
-    'content-type: application/json',
-    ...(body ? [`content-length: ${body.length}`] : []),
-  ];
+const HEADERS = ['host', 'warm', 'content-type', 'application/json'];
+
+// Both written by hand, since Node's HTTP client would stay in every container's memory.
+function overHttp(key, body) {
+  const head = [`${body ? 'POST' : 'GET'} /?a=b HTTP/1.1`, `hearth-call: ${key} warm 1000 1 127.0.0.1`];
+  for (let i = 0; i < HEADERS.length; i += 2) head.push(`${HEADERS[i]}: ${HEADERS[i + 1]}`);
+  if (body) head.push(`content-length: ${body.length}`);
+  return `${head.join('\r\n')}\r\n\r\n${body}`;
+}
+
+let exchanges = 0;
+function overLink(key, body) {
+  const head = [key, 'warm', '1000', '1', '127.0.0.1', body ? 'POST' : 'GET', '/?a=b', ...HEADERS];
+  if (body) head.push('content-length', String(body.length));
+  const text = head.join('\n');
+  const frame = Buffer.alloc(13);
+  frame.writeUInt32LE(4 + text.length + body.length, 0);
+  frame.writeUInt32LE(exchanges++, 4);
+  frame[8] = 1;
+  frame.writeUInt32LE(text.length, 9);
+  return Buffer.concat([frame, Buffer.from(text + body)]);
+}
+
+function exchange(socket, message) {
   if (socket.destroyed) return Promise.resolve();
   return new Promise((resolve) => {
     for (const event of ['data', 'error', 'close']) socket.once(event, resolve);
-    socket.write(`${head.join('\r\n')}\r\n\r\n${body}`);
+    socket.write(message);
   });
 }
 
-async function warmUp({ functions, httpSocket }) {
+async function warmUp({ functions, httpSocket, linkSocket }) {
   const root = fs.mkdtempSync('/tmp/warm-');
-  const socket = net.connect(httpSocket);
+  const [http, link] = [net.connect(httpSocket), net.connect(linkSocket)];
   // gVisor lets a container make sockets in the host's directory and not connect to them: then nothing is rehearsed.
-  socket.on('error', () => {});
+  for (const socket of [http, link]) socket.on('error', () => {});
   try {
     for (const [model, [main, source]] of Object.entries(SOURCES)) {
       const dir = path.join(root, model);
       fs.mkdirSync(dir);
       fs.writeFileSync(path.join(dir, main), source);
-      await functions.load({ function: `.${model}`, version: 0, dir, main, model, env: {}, secrets: {} });
-      for (let i = 0; i < ROUNDS; i++) await exchange(socket, `.${model}@0`, i > 0 ? '{}' : '');
+      const { linked } = await functions.load({ function: `.${model}`, version: 0, dir, main, model, env: {}, secrets: {} });
+      for (let i = 0; i < ROUNDS; i++) {
+        const [key, body] = [`.${model}@0`, i > 0 ? '{}' : ''];
+        await (linked ? exchange(link, overLink(key, body)) : exchange(http, overHttp(key, body)));
+      }
       functions.unload(`.${model}`, 0);
     }
   } finally {
-    socket.destroy();
+    http.destroy();
+    link.destroy();
     fs.rmSync(root, { recursive: true, force: true });
   }
 }

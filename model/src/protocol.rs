@@ -1,8 +1,12 @@
 //! What a node and the runtime in a container say to each other.
 //!
-//! Two unix sockets lie in the container's `/run/hearth` (the slot's `run` directory on the host):
+//! Three unix sockets lie in the container's `/run/hearth` (the slot's `run` directory on the host):
 //!
-//! - `http.sock`: HTTP/1.1. The node forwards a request with its original target and headers plus one `hearth-call` header
+//! - `link.sock`: many requests at once over one connection, in the frames of [`link`]. For functions of which [`FromRuntime::Loaded`] said
+//!   `linked`, and requests whose body is there: nearly all. A frame costs both sides half of what HTTP does, and those that come
+//!   together are read and written together.
+//! - `http.sock`: HTTP/1.1, for everything else: functions that take Node's own request and response, bodies that are still coming, WebSockets.
+//!   The node forwards a request with its original target and headers plus one `hearth-call` header
 //!   ([`CallHeader`]); the runtime removes that header before the function sees anything. An answer that carries `hearth-error`
 //!   ([`ErrorReason`]) is for the node, which answers with a problem whose detail is the (JSON) body's `message`.
 //! - `control.sock`: JSON, one message per line, both ways, at most [`crate::limits::CONTROL_MESSAGE_BYTES_MAX`] each. The first
@@ -24,6 +28,8 @@ pub mod paths {
     pub const SLOT: &str = "/hearth";
     /// The runtime's own program.
     pub const RUNTIME: &str = "/opt/hearth";
+    /// In the run directory.
+    pub const LINK_SOCKET: &str = "link.sock";
     /// In the run directory.
     pub const HTTP_SOCKET: &str = "http.sock";
     /// In the run directory.
@@ -63,6 +69,59 @@ impl fmt::Display for CallHeader<'_> {
             self.function, self.version, self.request_id, self.timeout_ms, self.prefix_bytes, self.client_ip
         )
     }
+}
+
+/// The frames of `link.sock`.
+///
+/// A frame is nine bytes and a payload: the payload's length (4 bytes, little-endian), the exchange (4 bytes, little-endian), the kind (1 byte).
+/// An exchange is one request and its answer; the node numbers them, each number once while it is in use. What comes for an exchange
+/// that is over is ignored; what fits no rule ends the connection.
+///
+/// From the node:
+///
+/// | kind | | payload |
+/// | --- | --- | --- |
+/// | 1 | call | length of the head (4 bytes), head, all of the body |
+/// | 2 | cancel | nobody waits for the answer any more |
+/// | 3 | credit | how many bytes of the answer were passed on since the last one (4 bytes) |
+///
+/// A call's head is text in Latin-1, its fields separated by line feeds: the first five are those of [`CallHeader`], then method, target, and
+/// name and value of every header.
+///
+/// From the runtime:
+///
+/// | kind | | payload |
+/// | --- | --- | --- |
+/// | 1 | answer | status (2 bytes), 1 if this is all of it and 0 if not (1 byte), length of the head (4 bytes), head, body |
+/// | 2 | data | more of the body |
+/// | 3 | end | the body is whole |
+/// | 4 | broken | the answer ends here and is not whole |
+///
+/// An answer's head is name and value of every header, as above. Of an answer in several frames at most [`link::WINDOW_BYTES`](WINDOW_BYTES) may be on
+/// their way: without credit for them the runtime waits.
+pub mod link {
+    /// In front of every payload.
+    pub const HEADER_BYTES: usize = 9;
+    /// Of one payload.
+    pub const PAYLOAD_BYTES_MAX: usize = 192 * 1024;
+    /// Of one answer's data that the node has not given credit for.
+    pub const WINDOW_BYTES: usize = 64 * 1024;
+
+    /// A request.
+    pub const CALL: u8 = 1;
+    /// The request is over.
+    pub const CANCEL: u8 = 2;
+    /// Room for more.
+    pub const CREDIT: u8 = 3;
+
+    /// An answer, or its beginning.
+    pub const ANSWER: u8 = 1;
+    /// More of it.
+    pub const DATA: u8 = 2;
+    /// Its end.
+    pub const END: u8 = 3;
+    /// Its end, too early.
+    pub const BROKEN: u8 = 4;
 }
 
 /// The value of `hearth-error`.
@@ -178,6 +237,9 @@ pub enum FromRuntime {
         /// `function@version` of what is loaded already (after the node restarted).
         #[serde(default)]
         loaded: Vec<String>,
+        /// Of them, those that can be called over the link.
+        #[serde(default)]
+        linked: Vec<String>,
     },
     /// A version is loaded, or cannot be. A webtask that cannot be loaded answers its callers itself and counts as loaded.
     Loaded {
@@ -186,6 +248,9 @@ pub enum FromRuntime {
         /// How it is called.
         #[serde(default)]
         model: Option<Model>,
+        /// Whether it can be called over the link.
+        #[serde(default)]
+        linked: bool,
         /// Why it did not load, for the tenant.
         #[serde(default)]
         error: Option<String>,

@@ -1,9 +1,9 @@
 'use strict';
 // AWS Lambda's handler with the function URL's payload format 2.0; the fields of format 1.0 that do not contradict it ride along.
 
+const { readBody } = require('./body');
 const { fail, describe } = require('./fail');
 
-const BODY_MAX = 100 * 1024 * 1024;
 const TEXT = /^(text\/|application\/(json|javascript|xml|x-www-form-urlencoded|[^;]*\+(json|xml))|multipart\/form-data; *charset)/i;
 
 function query(url) {
@@ -135,21 +135,7 @@ function bind(fn, { exports, namespace }) {
   }
 
   return {
-    call(ctx) {
-      const { req } = ctx;
-      if (!req.headers['content-length'] && !req.headers['transfer-encoding']) {
-        req.resume();
-        return run(ctx, Buffer.alloc(0));
-      }
-      const chunks = [];
-      let length = 0;
-      req.on('data', (chunk) => {
-        length += chunk.length;
-        if (length > BODY_MAX) req.destroy();
-        else chunks.push(chunk);
-      });
-      req.on('end', () => run(ctx, Buffer.concat(chunks)));
-    },
+    call: (ctx) => readBody(ctx.req, (body) => run(ctx, body)),
   };
 }
 

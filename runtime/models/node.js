@@ -22,6 +22,7 @@ function bind(fn, { exports, namespace }) {
   else throw new TypeError('a function of the node model exports (req, res) => ..., an Express or Connect app, or an http.Server');
 
   return {
+    linked: false,
     call(ctx) {
       try {
         const result = handle(ctx.req, ctx.res);

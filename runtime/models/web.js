@@ -174,7 +174,7 @@ function getRealRequest(light) {
       method: req.method,
       headers: getRealHeaders(light.headers),
       signal: light.signal,
-      ...(hasBody ? { body: Readable.toWeb(req), duplex: 'half' } : {}),
+      ...(hasBody ? { body: req.body ?? Readable.toWeb(req), duplex: 'half' } : {}),
     });
   }
   return light[real];
@@ -196,6 +196,7 @@ function read(light, convert, name) {
   if (light[real]) return light[real][name]();
   if (!mayHaveBody(req)) return new Promise((resolve) => resolve(convert(Buffer.alloc(0))));
   own.used = true;
+  if (req.body !== undefined) return new Promise((resolve) => resolve(convert(req.body)));
   return new Promise((resolve, reject) => {
     const chunks = [];
     req.on('data', (chunk) => chunks.push(chunk));

@@ -1,10 +1,9 @@
 'use strict';
 // The webtask model. Its error bodies are part of the model: they are the function's own answer, marked `hearth-fault: tenant`.
 
+const { readBody } = require('./body');
 const { createStorage } = require('./storage');
 const querystring = require('node:querystring');
-
-const BODY_MAX = 100 * 1024 * 1024;
 
 function answer(ctx, status, body) {
   if (ctx.done || ctx.res.headersSent) return void ctx.res.destroy();
@@ -84,20 +83,12 @@ function createContext(ctx) {
   return context;
 }
 
-function readBody(ctx, callback) {
+function bodyOf(ctx, callback) {
   const { req } = ctx;
-  if (req.method === 'GET' || req.method === 'HEAD' || (!req.headers['content-length'] && !req.headers['transfer-encoding'])) {
-    req.resume();
-    return callback(undefined);
-  }
-  const chunks = [];
-  let length = 0;
-  req.on('data', (chunk) => {
-    length += chunk.length;
-    if (length > BODY_MAX) req.destroy();
-    else chunks.push(chunk);
-  });
-  req.on('end', () => callback(Buffer.concat(chunks).toString('utf8')));
+  const said = req.headers['content-length'] || req.headers['transfer-encoding'];
+  if (said && req.method !== 'GET' && req.method !== 'HEAD') return readBody(req, (body) => callback(body.toString('utf8')));
+  if (req.body === undefined) req.resume();
+  callback(undefined);
 }
 
 function parseBody(context, raw) {
@@ -142,11 +133,18 @@ function bind(fn, { exports, namespace }) {
     case 1:
       // `async (context) => value` takes the context; a plain function of one parameter takes the callback.
       if (isAsync) return { call: (ctx) => withBody(ctx, (context) => subject(context)) };
-      return { call: (ctx) => readBody(ctx, () => invoke(ctx, () => subject(callback(ctx)))) };
+      return { call: (ctx) => bodyOf(ctx, () => invoke(ctx, () => subject(callback(ctx)))) };
     case 2:
       return { call: (ctx) => withBody(ctx, (context) => subject(context, callback(ctx))) };
     case 3:
-      return { call: (ctx) => { const context = createContext(ctx); invoke(ctx, () => subject(context, ctx.req, ctx.res)); } };
+      return {
+        // It is given Node's own request and response.
+        linked: false,
+        call: (ctx) => {
+          const context = createContext(ctx);
+          invoke(ctx, () => subject(context, ctx.req, ctx.res));
+        },
+      };
     case 0:
       if (isAsync) return { call: (ctx) => withBody(ctx, () => subject()) };
   }
@@ -155,7 +153,7 @@ function bind(fn, { exports, namespace }) {
 
 function withBody(ctx, run) {
   const context = createContext(ctx);
-  readBody(ctx, (raw) => {
+  bodyOf(ctx, (raw) => {
     parseBody(context, raw);
     invoke(ctx, () => run(context));
   });

@@ -10,6 +10,7 @@ use super::{
 use hearth_model::{ContainerPath, Egress, FunctionName};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashMap,
     fs, io,
     io::Write,
     os::unix::fs::OpenOptionsExt,
@@ -42,7 +43,7 @@ impl Persisted {
             path: container.path().clone(),
             settings: container.settings.clone(),
             control_secret: container.control.secret.clone(),
-            loaded: container.loaded().iter().map(|(f, made)| (f.clone(), *made)).collect(),
+            loaded: container.loaded().iter().map(|(f, served)| (f.clone(), served.made)).collect(),
             known: container.known(),
         }
     }
@@ -99,12 +100,14 @@ impl Handler {
             self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
             taken.push(slot.number);
             let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, self.now_ms());
-            let alive: Vec<_> = loaded.iter().filter_map(|text| parse_loaded(text)).collect();
+            let alive: HashMap<_, _> = loaded.iter().filter_map(|(text, linked)| Some((parse_loaded(text)?, *linked))).collect();
             for (function, made) in &persisted.known {
                 container.expect(function, *made);
             }
-            for (function, made) in persisted.loaded.iter().filter(|(f, (v, _))| alive.contains(&(f.clone(), *v))) {
-                container.note_loaded(function, *made);
+            for (function, made) in &persisted.loaded {
+                if let Some(linked) = alive.get(&(function.clone(), made.0)) {
+                    container.note_loaded(function, *made, *linked);
+                }
             }
             self.take_over(&container);
             self.counters.adopted.fetch_add(1, Relaxed);

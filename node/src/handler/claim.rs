@@ -162,8 +162,8 @@ impl Handler {
             outcome = container.control.load(self.config.load_timeout, load) => outcome,
             exit = container.exited() => Err(AcquireError::Crashed { out_of_memory: exit.out_of_memory }),
         };
-        match outcome {
-            Ok(_) => {}
+        let linked = match outcome {
+            Ok(linked) => linked,
             Err(error @ AcquireError::LoadTimeout { .. }) => {
                 self.kill(container, "loading a function took too long");
                 return Err(error);
@@ -173,9 +173,9 @@ impl Handler {
                 return Err(AcquireError::Crashed { out_of_memory: exit.out_of_memory });
             }
             Err(error) => return Err(error),
-        }
+        };
         let load_ms = loading.elapsed().as_secs_f32() * 1_000.0;
-        container.note_loaded(function, made);
+        container.note_loaded(function, made, linked);
         container.add_cold_cost(modules_ms + load_ms);
         if let Err(error) = Persisted::of(container).write(&container.slot.state()) {
             tracing::warn!(container = %container.path(), %error, "what is loaded could not be noted");

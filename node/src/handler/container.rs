@@ -5,7 +5,6 @@ use crate::uploads::{Full, UploadPlace, Uploads};
 use arc_swap::ArcSwap;
 use hearth_model::{
     Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
-    protocol::paths,
 };
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
@@ -92,8 +91,16 @@ impl State {
 /// A version and when it was made: a function that was deleted and made again counts its versions from 1 again.
 pub(super) type Made = (VersionNumber, Timestamp);
 
-/// The version that serves, by function.
-type Loaded = HashMap<FunctionName, Made>;
+/// The version that serves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Served {
+    pub made: Made,
+    /// Whether it can be called over the link.
+    pub linked: bool,
+}
+
+/// By function.
+type Loaded = HashMap<FunctionName, Served>;
 
 /// Versions that one container loads in its life. Node never forgets an ES module, so a container that has seen this many is
 /// replaced.
@@ -202,12 +209,12 @@ impl LiveContainer {
         matches!(self.state(), State::Running | State::Frozen)
     }
 
-    /// A connection to its data socket.
+    /// A connection to one of its sockets for requests.
     ///
     /// # Errors
     /// When nothing listens there, or what is there is no socket: the directory is writable from inside.
-    pub async fn connect(&self) -> io::Result<UnixStream> {
-        connect(&self.slot.run(), paths::HTTP_SOCKET).await
+    pub async fn connect(&self, socket: &str) -> io::Result<UnixStream> {
+        connect(&self.slot.run(), socket).await
     }
 
     /// How it ended; none while it lives.
@@ -251,7 +258,13 @@ impl LiveContainer {
 
     /// Whether this very version is the one that serves here.
     pub(super) fn serves(&self, version: &FunctionVersion) -> bool {
-        self.loaded.load().get(&version.path.function) == Some(&(version.version, version.created_at))
+        self.loaded.load().get(&version.path.function).is_some_and(|s| s.made == (version.version, version.created_at))
+    }
+
+    /// Whether this version can be called over the link.
+    #[must_use]
+    pub fn is_linked(&self, version: &FunctionVersion) -> bool {
+        self.loaded.load().get(&version.path.function).is_some_and(|s| s.linked && s.made.0 == version.version)
     }
 
     /// Whether this version can be loaded here: not if another one of the same name and number was, since the runtime and Node's cache
@@ -280,11 +293,12 @@ impl LiveContainer {
     }
 
     /// Notes the version that serves from now on; the one that it replaces is retired.
-    pub(super) fn note_loaded(&self, function: &FunctionName, (version, made): Made) {
-        self.expect(function, (version, made));
+    pub(super) fn note_loaded(&self, function: &FunctionName, made: Made, linked: bool) {
+        self.expect(function, made);
+        let version = made.0;
         let mut retired = self.retired.lock();
         let mut loaded = Loaded::clone(&self.loaded.load());
-        let replaced = loaded.insert(function.clone(), (version, made)).map(|(v, _)| v).filter(|v| *v != version);
+        let replaced = loaded.insert(function.clone(), Served { made, linked }).map(|s| s.made.0).filter(|v| *v != version);
         retired.retain(|(_, f, v)| !(f == function && *v == version));
         retired.extend(replaced.map(|v| (Instant::now(), function.clone(), v)));
         self.loaded.store(Arc::new(loaded));

@@ -3,12 +3,12 @@
 
 use super::{AcquireError, container::connect, inbound};
 use hearth_model::{
-    FunctionName, Model, VersionNumber, limits,
+    FunctionName, VersionNumber, limits,
     protocol::{FromRuntime, ToRuntime, paths},
 };
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{
         Arc, OnceLock,
@@ -48,15 +48,19 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Connects, presents the secret, and waits for the runtime to accept it. Returns what is loaded already.
-    pub async fn open(run_dir: &Path, secret: String) -> Result<(Self, Vec<String>), String> {
+    /// Connects, presents the secret, and waits for the runtime to accept it. Returns what is loaded already, and whether each of it can be
+    /// called over the link.
+    pub async fn open(run_dir: &Path, secret: String) -> Result<(Self, Vec<(String, bool)>), String> {
         let stream = connect(run_dir, paths::CONTROL_SOCKET).await.map_err(|e| e.to_string())?;
         let (reader, mut writer) = stream.into_split();
         let hello = encode(&ToRuntime::Hello { secret: secret.clone() });
         writer.write_all(hello.as_bytes()).await.map_err(|e| e.to_string())?;
         let mut lines = Lines { reader: BufReader::with_capacity(64 * 1024, reader), line: Vec::new() };
         let loaded = match lines.next().await? {
-            Some(FromRuntime::Ready { loaded, .. }) => loaded,
+            Some(FromRuntime::Ready { loaded, linked, .. }) => {
+                let linked: HashSet<String> = linked.into_iter().collect();
+                loaded.into_iter().map(|key| (linked.contains(&key), key)).map(|(linked, key)| (key, linked)).collect()
+            }
             _ => return Err("the runtime did not accept the connection".into()),
         };
         let (to_runtime, unwritten) = mpsc::channel(UNWRITTEN_MAX);
@@ -123,13 +127,13 @@ impl Control {
         }
     }
 
-    /// Loads a version; returns its model and how long it took, in milliseconds.
-    pub async fn load(&self, timeout: Duration, load: impl FnOnce(u64) -> ToRuntime) -> Result<(Option<Model>, f64), AcquireError> {
+    /// Loads a version; returns whether it can be called over the link.
+    pub async fn load(&self, timeout: Duration, load: impl FnOnce(u64) -> ToRuntime) -> Result<bool, AcquireError> {
         match self.ask(timeout, load).await? {
             FromRuntime::Loaded { error: Some(message), .. } => {
                 Err(AcquireError::Load { message: message.chars().take(8_192).collect() })
             }
-            FromRuntime::Loaded { model, ms, .. } => Ok((model, ms)),
+            FromRuntime::Loaded { linked, .. } => Ok(linked),
             _ => Err(AcquireError::Load { message: "the runtime gave no sensible answer".into() }),
         }
     }

@@ -139,7 +139,7 @@ impl Handler {
                 state: container.state().name(),
                 in_flight: container.in_flight(),
                 idle_ms: container.idle_ms(now_ms),
-                loaded: container.loaded().iter().map(|(f, (v, _))| format!("{f}@{v}")).collect(),
+                loaded: container.loaded().iter().map(|(f, served)| format!("{f}@{}", served.made.0)).collect(),
             });
         }
         list.sort_by(|a, b| (b.in_flight, a.idle_ms).cmp(&(a.in_flight, b.idle_ms)));

@@ -2,7 +2,7 @@
 //! ends, and is cut when the function goes silent.
 
 use super::forward::Exchange;
-use crate::uploads;
+use crate::{link::LinkBody, uploads};
 use bytes::{Bytes, BytesMut};
 use hearth_edge::patience::{Patience, Terms};
 use http_body::{Body, Frame, SizeHint};
@@ -102,6 +102,14 @@ impl RequestBody {
         matches!(&self.source, Source::Client(inner) if !inner.is_end_stream())
     }
 
+    /// All of it, if it is there.
+    pub fn whole(&self) -> Option<Bytes> {
+        match &self.source {
+            Source::Client(inner) => inner.is_end_stream().then(Bytes::new),
+            Source::Memory(bytes) => Some(bytes.clone()),
+        }
+    }
+
     /// Reads all of a small body of known length; leaves any other as it is. None when the client broke off, or dawdled.
     pub async fn read_first(mut self) -> Option<Self> {
         if !self.size_hint().exact().is_some_and(|bytes| (1..=READ_FIRST_BYTES_MAX).contains(&bytes)) {
@@ -198,9 +206,41 @@ pub(super) enum ResponseBody {
     Function(Box<FunctionBody>),
 }
 
+/// A function's answer as it comes.
+pub(super) enum AnswerBody {
+    Http(Incoming),
+    Link(LinkBody),
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Link(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Link(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http(body) => body.size_hint(),
+            Self::Link(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A function's answer on its way to the client.
 pub(super) struct FunctionBody {
-    inner: Incoming,
+    inner: AnswerBody,
     /// How long the function may be silent, and the timer for it, made when it first is.
     silence_max: Duration,
     silence: Option<Pin<Box<Sleep>>>,
@@ -209,7 +249,7 @@ pub(super) struct FunctionBody {
 }
 
 impl FunctionBody {
-    pub fn new(inner: Incoming, silence_max: Duration, exchange: Exchange) -> Self {
+    pub fn new(inner: AnswerBody, silence_max: Duration, exchange: Exchange) -> Self {
         Self { inner, silence_max, silence: None, ended: false, exchange: Some(exchange) }
     }
 
@@ -226,7 +266,7 @@ impl FunctionBody {
                         self.ended = true;
                         Poll::Ready(None)
                     }
-                    Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+                    Some(Err(error)) => Poll::Ready(Some(Err(error))),
                 }
             }
             Poll::Pending => {

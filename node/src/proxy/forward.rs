@@ -1,18 +1,28 @@
-//! A worker's connections to containers: kept while idle, opened when needed, never shared between requests at once.
+//! A worker's connections to containers: a link to each, which takes most requests, and HTTP connections for the others, kept while
+//! idle, opened when needed, never shared between requests at once.
 
 use super::{
     admit::Permit,
-    body::{Held, RequestBody, Upload},
+    body::{AnswerBody, Held, RequestBody, Upload},
     worker::Worker,
 };
-use crate::handler::{Lease, LiveContainer};
+use crate::{
+    handler::{Lease, LiveContainer},
+    link::{CallError, Link},
+};
+use bytes::{BufMut, BytesMut};
+use hearth_model::{
+    header,
+    protocol::{CallHeader, paths},
+};
+use http::{HeaderValue, Method};
 use hyper::{
     Request, Response,
-    body::Incoming,
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use std::{cell::RefCell, collections::HashMap, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, fmt::Write, io, rc::Rc, sync::Arc, time::Duration};
+use tokio::net::UnixStream;
 
 /// Connecting to a unix socket either works at once or the container is not well.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,15 +31,17 @@ const STALE_TRIES_MAX: usize = 3;
 
 type Sender = SendRequest<RequestBody>;
 
-/// Idle connections by container.
+/// Connections by container.
 pub(super) struct Connections {
-    idle: RefCell<HashMap<u64, Idle>>,
+    open: RefCell<HashMap<u64, Open>>,
     idle_max: usize,
 }
 
-struct Idle {
+struct Open {
     container: Arc<LiveContainer>,
-    senders: Vec<Sender>,
+    link: Option<Rc<Link>>,
+    /// Those that carry nothing now.
+    idle: Vec<Sender>,
     /// Whether a request took one since the last sweep.
     used: bool,
 }
@@ -39,7 +51,7 @@ pub(super) enum SendError {
     /// Nothing of it was sent: it may go elsewhere.
     NotSent(Box<Request<RequestBody>>, String),
     /// Something of it may have reached the function.
-    Broken(hyper::Error),
+    Broken(String),
 }
 
 impl std::fmt::Debug for SendError {
@@ -54,46 +66,76 @@ impl std::fmt::Debug for SendError {
 
 impl Connections {
     pub fn new(idle_max: usize) -> Self {
-        Self { idle: RefCell::default(), idle_max }
+        Self { open: RefCell::default(), idle_max }
+    }
+
+    fn of<T>(&self, container: &Arc<LiveContainer>, use_them: impl FnOnce(&mut Open) -> T) -> T {
+        let mut open = self.open.borrow_mut();
+        let open = open.entry(container.id()).or_insert_with(|| Open {
+            container: Arc::clone(container),
+            link: None,
+            idle: Vec::new(),
+            used: true,
+        });
+        open.used = true;
+        use_them(open)
     }
 
     fn take(&self, container: u64) -> Option<Sender> {
-        let mut idle = self.idle.borrow_mut();
-        let idle = idle.get_mut(&container)?;
-        idle.used = true;
+        let mut open = self.open.borrow_mut();
+        let open = open.get_mut(&container)?;
+        open.used = true;
         // A connection whose last answer was just read may need its task to run once more before it is ready again.
-        let at = idle.senders.iter().rposition(SendRequest::is_ready)?;
-        Some(idle.senders.swap_remove(at))
+        let at = open.idle.iter().rposition(SendRequest::is_ready)?;
+        Some(open.idle.swap_remove(at))
     }
 
     fn give(&self, container: &Arc<LiveContainer>, sender: Sender) {
         if sender.is_closed() || !container.is_alive() {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
-        let idle = idle.entry(container.id()).or_insert_with(|| Idle {
-            container: Arc::clone(container),
-            senders: Vec::new(),
-            used: true,
+        self.of(container, |open| {
+            if open.idle.len() < self.idle_max {
+                open.idle.push(sender);
+            }
         });
-        if idle.senders.len() < self.idle_max {
-            idle.senders.push(sender);
+    }
+
+    /// The link to a container, opened if there is none.
+    async fn link(&self, container: &Arc<LiveContainer>) -> io::Result<Rc<Link>> {
+        let known = || self.of(container, |open| open.link.as_ref().filter(|l| l.is_open()).map(Rc::clone));
+        if let Some(link) = known() {
+            return Ok(link);
         }
+        let stream = connect(container, paths::LINK_SOCKET).await?;
+        // Somebody else may have opened one meanwhile.
+        if let Some(link) = known() {
+            return Ok(link);
+        }
+        let link = Rc::new(Link::open(stream));
+        self.of(container, |open| open.link = Some(Rc::clone(&link)));
+        Ok(link)
     }
 
     /// Drops connections that are closed, those of containers that are gone, and those that nobody used since the last sweep.
     pub fn sweep(&self) {
-        self.idle.borrow_mut().retain(|_, idle| {
-            idle.senders.retain(|s| !s.is_closed());
-            let keep = idle.container.is_alive() && idle.used && !idle.senders.is_empty();
-            idle.used = false;
-            keep
+        self.open.borrow_mut().retain(|_, open| {
+            open.idle.retain(|s| !s.is_closed());
+            open.link.take_if(|link| !link.is_open());
+            let has_any = open.link.is_some() || !open.idle.is_empty();
+            let used = open.used || open.link.as_ref().is_some_and(|link| link.is_used());
+            open.used = false;
+            open.container.is_alive() && used && has_any
         });
     }
 }
 
-async fn connect(container: &LiveContainer) -> io::Result<Sender> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, container.connect()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+async fn connect(container: &LiveContainer, socket: &str) -> io::Result<UnixStream> {
+    tokio::time::timeout(CONNECT_TIMEOUT, container.connect(socket)).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+async fn connect_http(container: &LiveContainer) -> io::Result<Sender> {
+    let stream = connect(container, paths::HTTP_SOCKET).await?;
     let (sender, connection) = http1::Builder::new()
         // `RESPONSE_HEADERS_MAX` is hyper's own bound: with any other it takes its tables of headers from the heap, for every answer.
         .max_buf_size(hearth_model::limits::RESPONSE_HEADER_BYTES_MAX + 16 * 1024)
@@ -109,31 +151,88 @@ async fn connect(container: &LiveContainer) -> io::Result<Sender> {
     Ok(sender)
 }
 
-/// Sends one request over an idle connection or a fresh one. Returns the answer's head and the connection that it comes over.
+/// An answer's head, and the connection that it comes over, unless that is the link.
+type Sent = (Response<AnswerBody>, Option<Sender>);
+
+/// Sends one request. Over the link if the function can be called so and all of the request is there.
 pub(super) async fn send(
     worker: &Worker,
     container: &Arc<LiveContainer>,
+    request: Request<RequestBody>,
+    call: &CallHeader<'_>,
+    linked: bool,
+) -> Result<Sent, SendError> {
+    if linked && let Some(body) = request.body().whole() {
+        for fresh in [false, true] {
+            let link = match worker.connections.link(container).await {
+                Ok(link) => link,
+                Err(error) => return Err(SendError::NotSent(Box::new(request), error.to_string())),
+            };
+            if link.is_full() {
+                break;
+            }
+            match link.call(request.method() == Method::HEAD, |out| write_head(out, call, &request), &body).await {
+                Ok(response) => return Ok((response.map(AnswerBody::Link), None)),
+                Err(CallError::NotSent(_)) if !fresh => {}
+                Err(CallError::NotSent(detail)) => return Err(SendError::NotSent(Box::new(request), detail)),
+                Err(CallError::Broken(detail)) => return Err(SendError::Broken(detail)),
+            }
+        }
+    }
+    send_http(worker, container, request, call).await
+}
+
+/// The head of a call over the link.
+fn write_head(out: &mut BytesMut, call: &CallHeader<'_>, request: &Request<RequestBody>) {
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    // Piece by piece, since formatting costs more than all the rest of this. Writing to memory does not fail.
+    out.put_slice(call.function.as_str().as_bytes());
+    let _ = write!(out, "@{}\n", call.version.0);
+    out.put_slice(call.request_id.as_bytes());
+    let _ = write!(out, "\n{}\n{}", call.timeout_ms, call.prefix_bytes);
+    let mut field = |text: &[u8]| {
+        out.put_u8(b'\n');
+        out.put_slice(text);
+    };
+    for text in [call.client_ip, request.method().as_str(), target] {
+        field(text.as_bytes());
+    }
+    for (name, value) in request.headers() {
+        field(name.as_str().as_bytes());
+        field(value.as_bytes());
+    }
+}
+
+async fn send_http(
+    worker: &Worker,
+    container: &Arc<LiveContainer>,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Sender), SendError> {
+    call: &CallHeader<'_>,
+) -> Result<Sent, SendError> {
+    let broken = |error: hyper::Error| SendError::Broken(error.to_string());
+    match HeaderValue::try_from(call.to_string()) {
+        Ok(value) => request.headers_mut().insert(header::CALL, value),
+        Err(error) => return Err(SendError::Broken(error.to_string())),
+    };
     for _ in 0..STALE_TRIES_MAX {
         let Some(mut sender) = worker.connections.take(container.id()) else { break };
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender)),
+            Ok(response) => return Ok((response.map(AnswerBody::Http), Some(sender))),
             Err(mut failed) => match failed.take_message() {
                 Some(unsent) => request = unsent,
-                None => return Err(SendError::Broken(failed.into_error())),
+                None => return Err(broken(failed.into_error())),
             },
         }
     }
-    let mut sender = match connect(container).await {
+    let mut sender = match connect_http(container).await {
         Ok(sender) => sender,
         Err(error) => return Err(SendError::NotSent(Box::new(request), error.to_string())),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, sender)),
+        Ok(response) => Ok((response.map(AnswerBody::Http), Some(sender))),
         Err(mut failed) => match failed.take_message() {
             Some(unsent) => Err(SendError::NotSent(Box::new(unsent), failed.into_error().to_string())),
-            None => Err(SendError::Broken(failed.into_error())),
+            None => Err(broken(failed.into_error())),
         },
     }
 }

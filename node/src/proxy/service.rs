@@ -2,7 +2,7 @@
 
 use super::{
     admit::{Permit, Refused},
-    body::{FunctionBody, Held, RequestBody, ResponseBody, Upload},
+    body::{AnswerBody, FunctionBody, Held, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
     respond,
     worker::{RATE_MIN_BYTES_PER_S, Worker},
@@ -325,18 +325,18 @@ async fn forward_call(
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
     headers::strip(&mut parts.headers);
+    let client = call.client.to_string();
     let call_header = CallHeader {
         function: &call.servable.function.path.function,
         version: call.version.version,
         request_id: call.request_id,
         timeout_ms: call.version.timeout_ms,
         prefix_bytes: call.prefix_bytes,
-        client_ip: &call.client.to_string(),
+        client_ip: &client,
     };
-    let client = HeaderValue::try_from(call.client.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    headers::add_forwarded(&mut parts.headers, &client, call.proto, call.trusted);
+    let forwarded_for = HeaderValue::try_from(client.as_str()).unwrap_or(HeaderValue::from_static("unknown"));
+    headers::add_forwarded(&mut parts.headers, &forwarded_for, call.proto, call.trusted);
     worker.ids.ensure_traceparent(&mut parts.headers);
-    parts.headers.insert(names::CALL, HeaderValue::try_from(call_header.to_string()).map_err(|_| not_found())?);
     if let Some(protocol) = upgrade_to {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
@@ -353,10 +353,11 @@ async fn forward_call(
         if outgoing.body().is_coming() {
             upload.hold_of_container(|| lease.upload(call.servable.container.concurrency)).map_err(uploads_full)?;
         }
-        match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing)).await {
+        let linked = !upgrades && container.is_linked(call.version);
+        match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing, &call_header, linked)).await {
             Ok(Ok((response, sender))) => {
                 let exchange =
-                    Exchange { worker: Rc::clone(worker), sender: Some(sender), lease, upload, _held: held, _permit: permit };
+                    Exchange { worker: Rc::clone(worker), sender, lease, upload, _held: held, _permit: permit };
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }
@@ -450,7 +451,7 @@ async fn finish(
     call: Call<'_>,
     times: Times,
     exchange: Exchange,
-    mut response: Response<Incoming>,
+    mut response: Response<AnswerBody>,
     client_side: Option<hyper::upgrade::OnUpgrade>,
 ) -> Result<Response<ResponseBody>, Failure> {
     if let Some(reason) = response.headers().get(names::ERROR) {
@@ -513,22 +514,31 @@ fn stamp(headers: &mut http::HeaderMap, call: Call<'_>, times: &Times, answered:
     if by_tenant {
         headers.insert(names::FAULT, HeaderValue::from_static("tenant"));
     }
-    let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1_000.0;
+    let (route, run) = (Ms(times.routed - times.began), Ms(answered - times.forwarded));
     let mut timing = String::with_capacity(96);
-    let (route, run) = (ms(times.began, times.routed), ms(times.forwarded, answered));
     let _ = match lease.start() {
-        Start::Warm => write!(timing, "route;dur={route:.3}, run;dur={run:.3}"),
+        Start::Warm => write!(timing, "route;dur={route}, run;dur={run}"),
         Start::Cold => {
             let cold = lease.timings();
             write!(
                 timing,
-                "route;dur={route:.3}, claim;dur={:.3}, modules;dur={:.3}, load;dur={:.3}, run;dur={run:.3}",
+                "route;dur={route}, claim;dur={:.3}, modules;dur={:.3}, load;dur={:.3}, run;dur={run}",
                 cold.claim_ms, cold.modules_ms, cold.load_ms
             )
         }
     };
     if let Ok(value) = HeaderValue::try_from(timing) {
         headers.append(names::SERVER_TIMING, value);
+    }
+}
+
+/// A duration in milliseconds, to the microsecond. In whole numbers, since text of a fraction costs three times as much.
+struct Ms(Duration);
+
+impl std::fmt::Display for Ms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = self.0.as_micros();
+        write!(f, "{}.{:03}", micros / 1_000, micros % 1_000)
     }
 }
 
@@ -540,7 +550,7 @@ const fn start_name(start: Start) -> &'static str {
 }
 
 /// The runtime says that the function failed: its words become the problem's detail.
-async fn runtime_error(reason: Option<ErrorReason>, response: Response<Incoming>, exchange: Exchange) -> Failure {
+async fn runtime_error(reason: Option<ErrorReason>, response: Response<AnswerBody>, exchange: Exchange) -> Failure {
     let body = Limited::new(response.into_body(), ERROR_BODY_BYTES_MAX).collect();
     let body: Option<Bytes> = match tokio::time::timeout(Duration::from_secs(1), body).await {
         Ok(Ok(collected)) => Some(collected.to_bytes()),

@@ -3,8 +3,11 @@
 //! machine with what they measure. Latencies are measured by the load test's open loop instead.
 
 use anyhow::{Context, Result, bail};
+use hearth_node::link::Link;
+use http_body_util::BodyExt;
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -124,7 +127,7 @@ pub fn get(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
 /// So many connections, each with its next request as soon as it has its answer, on a thread of its own.
 pub fn closed_loop(target: &Target, request: &[u8], connections: usize, duration: Duration) -> Result<Figures> {
     let (target, request) = (target.clone(), Arc::<[u8]>::from(request));
-    on_thread(async move {
+    on_thread(move || async move {
         let began = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..connections {
@@ -147,6 +150,33 @@ pub fn closed_loop(target: &Target, request: &[u8], connections: usize, duration
     })
 }
 
+/// So many calls at a time over one link to a runtime, as a worker of a node makes them.
+pub fn closed_loop_link(socket: &Path, head: &str, calls: usize, duration: Duration) -> Result<Figures> {
+    let (socket, head) = (socket.to_owned(), Arc::<str>::from(head));
+    on_thread(move || async move {
+        let link = Rc::new(Link::open(UnixStream::connect(socket).await?));
+        let began = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..calls {
+            let (link, head) = (Rc::clone(&link), Arc::clone(&head));
+            tasks.spawn_local(async move {
+                let mut durations = Vec::with_capacity(100_000);
+                while began.elapsed() < duration {
+                    let sent = Instant::now();
+                    let call = link.call(false, |out| out.extend_from_slice(head.as_bytes()), b"");
+                    let response = call.await.map_err(|error| anyhow::anyhow!("{error}"))?;
+                    if response.status() != 200 || response.into_body().collect().await?.to_bytes().is_empty() {
+                        bail!("not the answer that was expected");
+                    }
+                    durations.push(sent.elapsed());
+                }
+                Ok(durations)
+            });
+        }
+        collect(tasks, began).await
+    })
+}
+
 async fn collect(mut tasks: tokio::task::JoinSet<Result<Vec<Duration>>>, began: Instant) -> Result<Figures> {
     let mut all = Vec::new();
     while let Some(done) = tasks.join_next().await {
@@ -155,10 +185,10 @@ async fn collect(mut tasks: tokio::task::JoinSet<Result<Vec<Duration>>>, began: 
     Ok(Figures::of(all, began.elapsed()))
 }
 
-fn on_thread<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+fn on_thread<T: Send + 'static, F: Future<Output = Result<T>>>(work: impl FnOnce() -> F + Send + 'static) -> Result<T> {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, work)
+        LocalSet::new().block_on(&runtime, work())
     });
     thread.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
 }

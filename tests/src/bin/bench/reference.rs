@@ -2,7 +2,7 @@
 //! runtime outside any container.
 
 use anyhow::{Context, Result, bail};
-use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTION, ToRuntime};
+use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTION, ToRuntime, paths};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -147,12 +147,14 @@ pub async fn node_server(node: &Path, packages: &Path, dir: &Path, express: bool
     Ok((process, socket))
 }
 
-/// The runtime with one loaded function, outside any container. Returns its data socket.
+/// The runtime with one loaded function, outside any container.
 pub struct Runtime {
     _process: Process,
     _control: BufReader<UnixStream>,
-    /// Where it takes requests.
-    pub socket: PathBuf,
+    /// Where it takes requests over HTTP.
+    pub http: PathBuf,
+    /// Where it takes them as a node sends nearly all.
+    pub link: PathBuf,
 }
 
 /// Starts the runtime and loads `source` as `hello@1`.
@@ -167,9 +169,10 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
         "runtime",
         Command::new(node).arg(RUNTIME_NODE_OPTION).arg(program.join(RUNTIME_MAIN)).env_clear().env("HEARTH_RUN_DIR", &run),
     )?;
-    let (control, socket) = (run.join("control.sock"), run.join("http.sock"));
-    wait_for_socket(&control).await?;
-    wait_for_socket(&socket).await?;
+    let [control, http, link] = [paths::CONTROL_SOCKET, paths::HTTP_SOCKET, paths::LINK_SOCKET].map(|name| run.join(name));
+    for socket in [&control, &http, &link] {
+        wait_for_socket(socket).await?;
+    }
     let mut control = BufReader::new(UnixStream::connect(control).await?);
     let load = ToRuntime::Load {
         id: 1,
@@ -197,7 +200,7 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
             _ => {}
         }
     }
-    Ok(Runtime { _process: process, _control: control, socket })
+    Ok(Runtime { _process: process, _control: control, http, link })
 }
 
 /// nginx in front of a unix socket, adding one header to each request as the node does. Returns its port.

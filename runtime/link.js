@@ -1,0 +1,316 @@
+'use strict';
+// The link: many requests at once over one connection, for the models that need none of Node's own HTTP objects. Frames are described in
+// `model/src/protocol.rs`. A request comes with all of its body; an answer goes in one frame, or in several under a window, so that
+// a client that reads slowly holds up nobody else.
+
+const net = require('node:net');
+const { IncomingMessage, validateHeaderName, validateHeaderValue } = require('node:http');
+
+const HEADER_BYTES = 9;
+const FRAME_MAX = 192 * 1024;
+// How much of one answer may be on its way: what the node has not passed on yet.
+const WINDOW = 64 * 1024;
+const BUFFER = 16 * 1024;
+// Of one answer's headers; the node takes no more.
+const HEAD_MAX = 64 * 1024;
+
+const [CALL, CANCEL, CREDIT] = [1, 2, 3];
+const [ANSWER, DATA, END, BROKEN] = [1, 2, 3, 4];
+
+const { nextTick } = process;
+const addHeaderLine = IncomingMessage.prototype._addHeaderLine;
+
+// What the models use of an `http.IncomingMessage`.
+class LinkRequest {
+  #headers = null;
+  constructor(method, originalUrl, prefix, rawHeaders, body) {
+    this.method = method;
+    this.originalUrl = originalUrl;
+    const rest = originalUrl.slice(prefix);
+    this.url = rest.charCodeAt(0) === 47 ? rest : `/${rest}`;
+    this.rawHeaders = rawHeaders;
+    this.body = body;
+  }
+  get httpVersion() { return '1.1'; }
+  get headers() {
+    if (this.#headers === null) {
+      const raw = this.rawHeaders;
+      this.#headers = {};
+      for (let i = 0; i < raw.length; i += 2) addHeaderLine.call(this, raw[i], raw[i + 1], this.#headers);
+    }
+    return this.#headers;
+  }
+}
+
+const view = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
+// What the models use of an `http.ServerResponse`.
+class LinkResponse {
+  #link;
+  #id;
+  #bodiless;
+  #status = 200;
+  // Name and value of every header, one after the other; nobody looks one up by its name often enough for a map.
+  #headers = [];
+  #listeners = [];
+  #headSent = false;
+  #waiting = [];
+  #onWay = 0;
+  #ending = false;
+  headersSent = false;
+  writableFinished = false;
+  destroyed = false;
+
+  constructor(link, id, method) {
+    this.#link = link;
+    this.#id = id;
+    this.#bodiless = method === 'HEAD';
+  }
+
+  // `close` and `drain`; a listener is called once.
+  on(event, listener) {
+    this.#listeners.push(event, listener);
+    return this;
+  }
+  once(event, listener) { return this.on(event, listener); }
+
+  #emit(event) {
+    const listeners = this.#listeners;
+    this.#listeners = [];
+    for (let i = 0; i < listeners.length; i += 2) {
+      if (listeners[i] === event) listeners[i + 1].call(this);
+      else this.#listeners.push(listeners[i], listeners[i + 1]);
+    }
+  }
+
+  getHeaderNames() { return this.#headers.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase()); }
+  hasHeader(name) { return this.getHeaderNames().includes(name.toLowerCase()); }
+
+  removeHeader(name) {
+    const kept = [];
+    const headers = this.#headers;
+    for (let i = 0; i < headers.length; i += 2) {
+      if (headers[i].toLowerCase() !== name.toLowerCase()) kept.push(headers[i], headers[i + 1]);
+    }
+    this.#headers = kept;
+  }
+
+  setHeader(name, value) {
+    this.removeHeader(String(name));
+    this.appendHeader(name, value);
+  }
+
+  appendHeader(name, value) {
+    validateHeaderName(name);
+    for (const one of Array.isArray(value) ? value : [value]) {
+      validateHeaderValue(name, one);
+      this.#headers.push(name, one);
+    }
+  }
+
+  // Headers as an object replace those of the same name, as a list they come as they are.
+  writeHead(status, ...rest) {
+    if (this.headersSent) throw new Error('Cannot write headers after they are sent to the client');
+    const headers = rest[rest.length - 1];
+    if (Array.isArray(headers)) for (let i = 0; i < headers.length; i += 2) this.appendHeader(headers[i], headers[i + 1]);
+    else if (typeof headers === 'object') for (const name of Object.keys(headers)) this.setHeader(name, headers[name]);
+    this.#status = status;
+    if (status === 204 || status === 304) this.#bodiless = true;
+    this.headersSent = true;
+  }
+
+  #sendHead(whole, body) {
+    const head = this.#headers.join('\n');
+    this.#headSent = true;
+    if (head.length > HEAD_MAX) this.destroy();
+    else this.#link.answer(this.#id, this.#status, whole, head, body);
+  }
+
+  flushHeaders() {
+    if (!this.headersSent) this.writeHead(this.#status);
+    if (!this.#headSent && !this.destroyed) this.#sendHead(false, '');
+  }
+
+  write(chunk) {
+    if (this.destroyed || this.#ending) return false;
+    this.flushHeaders();
+    if (this.destroyed || this.#bodiless || chunk.length === 0) return true;
+    this.#waiting.push(typeof chunk === 'string' ? Buffer.from(chunk) : view(chunk));
+    this.#pump();
+    return this.#waiting.length === 0;
+  }
+
+  end(body = '') {
+    if (this.destroyed || this.#ending) return;
+    if (!this.headersSent) this.writeHead(this.#status);
+    if (!this.#headSent && (this.#bodiless || body.length <= WINDOW / 3)) {
+      this.#ending = true;
+      this.#sendHead(true, this.#bodiless ? '' : body);
+      if (!this.destroyed) this.#close(true);
+      return;
+    }
+    this.write(body);
+    this.#ending = true;
+    this.#pump();
+  }
+
+  // Sends as much as the window takes.
+  #pump() {
+    while (this.#waiting.length > 0 && this.#onWay < WINDOW) {
+      const [first] = this.#waiting;
+      const bytes = Math.min(first.length, WINDOW - this.#onWay);
+      this.#link.frame(this.#id, DATA, first.subarray(0, bytes));
+      this.#onWay += bytes;
+      if (bytes === first.length) this.#waiting.shift();
+      else this.#waiting[0] = first.subarray(bytes);
+    }
+    if (this.#ending && this.#waiting.length === 0 && !this.writableFinished && !this.destroyed) {
+      this.#link.frame(this.#id, END);
+      this.#close(true);
+    }
+  }
+
+  // The node has passed so many bytes on.
+  credit(bytes) {
+    this.#onWay -= bytes;
+    const full = this.#waiting.length > 0;
+    this.#pump();
+    if (full && this.#waiting.length === 0) this.#emit('drain');
+  }
+
+  // An answer that is not whole; the client sees that.
+  destroy() {
+    if (this.destroyed || this.writableFinished) return;
+    this.#link.frame(this.#id, BROKEN);
+    this.cancelled();
+  }
+
+  // Nobody waits for it any more.
+  cancelled() {
+    if (this.destroyed || this.writableFinished) return;
+    this.destroyed = true;
+    this.#waiting = [];
+    this.#close(false);
+  }
+
+  #close(finished) {
+    this.writableFinished = finished;
+    this.#link.forget(this.#id);
+    this.#emit('close');
+  }
+
+  // The process ends now: nothing asynchronous happens any more.
+  leave(status, headers, body) {
+    if (this.headersSent || this.destroyed) return;
+    this.#headers = [];
+    this.writeHead(status, headers);
+    this.end(body);
+    this.#link.flush();
+  }
+}
+
+class Link {
+  #socket;
+  #calls;
+  #exchanges = new Map();
+  #rest = null;
+  #out = Buffer.allocUnsafeSlow(BUFFER);
+  #used = 0;
+
+  constructor(socket, calls) {
+    this.#socket = socket;
+    this.#calls = calls;
+    this.flush = this.flush.bind(this);
+    socket.on('data', (chunk) => this.#read(chunk));
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      for (const res of [...this.#exchanges.values()]) res.cancelled();
+    });
+  }
+
+  #read(data) {
+    const chunk = this.#rest === null ? data : Buffer.concat([this.#rest, data]);
+    let at = 0;
+    while (chunk.length - at >= HEADER_BYTES) {
+      const bytes = chunk.readUInt32LE(at);
+      if (bytes > FRAME_MAX) return void this.#socket.destroy();
+      const end = at + HEADER_BYTES + bytes;
+      if (chunk.length < end) break;
+      this.#dispatch(chunk.readUInt32LE(at + 4), chunk[at + 8], chunk, at + HEADER_BYTES, end);
+      at = end;
+    }
+    this.#rest = at === chunk.length ? null : chunk.subarray(at);
+  }
+
+  #dispatch(id, kind, chunk, start, end) {
+    if (kind === CALL) {
+      const head = start + 4 + (end - start < 4 ? FRAME_MAX : chunk.readUInt32LE(start));
+      if (head > end || this.#exchanges.has(id)) return void this.#socket.destroy();
+      const fields = chunk.toString('latin1', start + 4, head).split('\n');
+      const [key, requestId, timeoutMs, prefix, clientIp, method, target] = fields;
+      const req = new LinkRequest(method, target, +prefix, fields.slice(7), chunk.subarray(head, end));
+      const res = new LinkResponse(this, id, method);
+      this.#exchanges.set(id, res);
+      this.#calls.start(key, { requestId, timeoutMs: +timeoutMs, clientIp, req, res });
+    } else if (kind === CANCEL) this.#exchanges.get(id)?.cancelled();
+    else if (kind === CREDIT && end - start === 4) this.#exchanges.get(id)?.credit(chunk.readUInt32LE(start));
+    else this.#socket.destroy();
+  }
+
+  forget(id) { this.#exchanges.delete(id); }
+
+  // Room for so many bytes in the buffer that is sent when all that runs now has run.
+  #room(bytes) {
+    if (this.#used + bytes > this.#out.length) {
+      this.flush();
+      if (bytes > this.#out.length) this.#out = Buffer.allocUnsafeSlow(bytes);
+    }
+    if (this.#used === 0) nextTick(this.flush);
+    return this.#used;
+  }
+
+  #header(at, bytes, id, kind) {
+    const out = this.#out;
+    out.writeUInt32LE(bytes, at);
+    out.writeUInt32LE(id, at + 4);
+    out[at + 8] = kind;
+    this.#used = at + HEADER_BYTES + bytes;
+  }
+
+  frame(id, kind, payload) {
+    const bytes = payload?.length ?? 0;
+    const at = this.#room(HEADER_BYTES + bytes);
+    this.#header(at, bytes, id, kind);
+    payload?.copy(this.#out, at + HEADER_BYTES);
+  }
+
+  answer(id, status, whole, head, body) {
+    const isText = typeof body === 'string';
+    // At most three bytes for a text's every unit.
+    const at = this.#room(HEADER_BYTES + 7 + head.length + (isText ? 3 * body.length : body.length));
+    const out = this.#out;
+    let end = at + HEADER_BYTES;
+    out.writeUInt16LE(status, end);
+    out[end + 2] = whole ? 1 : 0;
+    out.writeUInt32LE(head.length, end + 3);
+    end += 7;
+    end += out.write(head, end, 'latin1');
+    if (isText) end += out.write(body, end, 'utf8');
+    else end += view(body).copy(out, end);
+    this.#header(at, end - at - HEADER_BYTES, id, ANSWER);
+  }
+
+  flush() {
+    if (this.#used === 0) return;
+    const chunk = this.#out.subarray(0, this.#used);
+    this.#used = 0;
+    if (this.#socket.destroyed) return;
+    this.#socket.write(chunk);
+    // What the kernel did not take at once belongs to the socket now.
+    if (this.#socket.writableLength > 0 || this.#out.length > BUFFER) this.#out = Buffer.allocUnsafeSlow(BUFFER);
+  }
+}
+
+const createLinkServer = (calls) => net.createServer((socket) => void new Link(socket, calls));
+
+module.exports = { createLinkServer };

@@ -1,0 +1,115 @@
+'use strict';
+// What the link adds to the models: many exchanges over one connection, a window for each, and nothing of one in another's way.
+
+const { test, before, after } = require('node:test');
+const assert = require('node:assert/strict');
+const path = require('node:path');
+const { LinkClient, Runtime } = require('./harness');
+
+const WINDOW = 64 * 1024;
+
+let runtime;
+before(async () => (runtime = await Runtime.start()));
+after(() => runtime.stop());
+
+const fields = (name, method = 'GET', target = '') => {
+  const prefix = `/run/acme/main/${name}`;
+  return [`${name}@1`, 'req-1', 1000, prefix.length, '192.0.2.1', method, prefix + target];
+};
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+test('hundreds at once, answered in any order', async () => {
+  await runtime.load('slow', { 'index.mjs': 'export default async (r) => { const n = new URL(r.url).searchParams.get("n"); await new Promise((f) => setTimeout(f, 50 - n % 50)); return new Response(n); };' });
+  const calls = Array.from({ length: 300 }, (_, n) => runtime.link.call(fields('slow', 'GET', `?n=${n}`)).answer);
+  const answers = await Promise.all(calls);
+  assert.deepEqual(answers.map(({ text }) => text), Array.from({ length: 300 }, (_, n) => String(n)));
+});
+
+test('a frame may come in pieces, and several in one', async () => {
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  const exchange = link.call(fields('slow', 'GET', '?n=1'));
+  const [a, b] = [Buffer.from(LinkClient.call(7, fields('slow', 'GET', '?n=7'), {}, '')), LinkClient.call(8, fields('slow', 'GET', '?n=8'), {}, '')];
+  const other = (id) => new Promise((resolve) => link.exchanges.set(id, { id, chunks: [], resolve }));
+  const [seven, eight] = [other(7), other(8)];
+  for (const byte of a) {
+    link.socket.write(Buffer.from([byte]));
+    await pause(0);
+  }
+  link.socket.write(b);
+  assert.deepEqual([(await exchange.answer).text, (await seven).text, (await eight).text], ['1', '7', '8']);
+  link.socket.destroy();
+});
+
+test('an answer waits for credit while others pass', async () => {
+  await runtime.load('long', { 'index.mjs': 'export default () => new Response(new ReadableStream({ pull(c) { this.n = (this.n ?? 0) + 1; if (this.n > 100) c.close(); else c.enqueue(new Uint8Array(10000).fill(this.n)); } }));' });
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  link.credits = false;
+  const long = link.call(fields('long'));
+  await pause(100);
+  const came = () => long.chunks.reduce((sum, chunk) => sum + chunk.length, 0);
+  assert.equal(came(), WINDOW);
+  assert.equal((await link.call(fields('slow', 'GET', '?n=3')).answer).text, '3');
+  link.credits = true;
+  link.credit(long, WINDOW);
+  await long.answer;
+  const body = Buffer.concat(long.chunks);
+  assert.equal(body.length, 1000000);
+  assert.deepEqual([...new Set(body)], Array.from({ length: 100 }, (_, n) => n + 1));
+  link.socket.destroy();
+});
+
+test('a large answer of one piece is whole, a failing one is not', async () => {
+  await runtime.load('large', 'module.exports = (c, cb) => cb(null, "é".repeat(500000));');
+  const large = await runtime.link.call(fields('large')).answer;
+  assert.equal(large.json, 'é'.repeat(500000));
+  assert.equal(Number(large.headers['content-length']), Buffer.byteLength(large.text));
+  await runtime.load('breaks', { 'index.mjs': 'export default () => new Response(new ReadableStream({ pull(c) { if (this.n) throw new Error("half"); this.n = 1; c.enqueue(new Uint8Array(10)); } }));' });
+  await assert.rejects(runtime.link.call(fields('breaks')).answer);
+  await runtime.load('heads', { 'index.mjs': 'export default () => new Response("x", { headers: { a: "b".repeat(70000) } });' });
+  await assert.rejects(runtime.link.call(fields('heads')).answer);
+  assert.equal((await runtime.link.call(fields('slow', 'GET', '?n=4')).answer).text, '4');
+});
+
+test('the answer to HEAD has no body', async () => {
+  for (const [name, source] of Object.entries({
+    'head-light': 'export default () => new Response("body");',
+    'head-stream': 'export default () => new Response(new Blob(["body"]).stream());',
+  })) {
+    await runtime.load(name, { 'index.mjs': source });
+    const { status, text, headers } = await runtime.link.call(fields(name, 'HEAD')).answer;
+    assert.deepEqual([status, text], [200, '']);
+    if (name === 'head-light') assert.equal(headers['content-length'], '4');
+  }
+});
+
+test('a cancelled call is aborted, and so are all of a connection that ends', async () => {
+  await runtime.load('waits', { 'index.mjs': 'export default (r) => new Promise(() => r.signal.addEventListener("abort", () => console.log("aborted " + new URL(r.url).search)));' });
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  const first = link.call(fields('waits', 'GET', '?first'));
+  link.call(fields('waits', 'GET', '?second'));
+  await pause(30);
+  link.cancel(first);
+  await runtime.log((l) => l.line === 'aborted ?first');
+  assert.equal(runtime.logs.some((l) => l.line === 'aborted ?second'), false);
+  link.socket.destroy();
+  await runtime.log((l) => l.line === 'aborted ?second');
+});
+
+test('who sends nonsense loses the connection, and nobody else does', async () => {
+  const nonsense = [
+    Buffer.from([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1]),
+    LinkClient.frame(1, 9),
+    LinkClient.frame(1, 1, Buffer.from([0xff, 0, 0, 0])),
+    LinkClient.frame(1, 1),
+    LinkClient.frame(1, 3, Buffer.from([1])),
+    Buffer.from('GET / HTTP/1.1\r\nhost: a\r\n\r\n'),
+  ];
+  for (const bytes of nonsense) {
+    const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+    link.socket.write(bytes);
+    await link.closed;
+  }
+  assert.equal((await runtime.link.call(fields('slow', 'GET', '?n=5')).answer).text, '5');
+  const unknown = await runtime.link.call(fields('nobody')).answer;
+  assert.deepEqual([unknown.status, unknown.headers['hearth-error']], [502, 'unknown']);
+});
