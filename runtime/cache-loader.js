@@ -4,7 +4,6 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
-const v8 = require('node:v8');
 const vm = require('node:vm');
 const Module = require('node:module');
 
@@ -12,7 +11,9 @@ const MODULES = process.env.HEARTH_MODULES_DIR || '/hearth/m/';
 const CACHE_DIR = '.hearth-cache';
 const MAGIC = 'hearth-code-cache-1';
 
-const cacheName = () => `${process.version}-${process.arch}-${v8.cachedDataVersionTag()}.bin`;
+// V8 itself says when its flags are others. What the processor can do, which `v8.cachedDataVersionTag` includes, does not matter to
+// bytecode, and machines of one cluster differ in it.
+const cacheName = () => `${process.version}-${process.arch}.bin`;
 
 // `{root}/m/{context}/a`, the directory that an artifact is mounted at.
 function artifactRoot(file) {
