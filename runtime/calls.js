@@ -3,6 +3,7 @@
 // which it arose.
 
 const { run, current } = require('./context');
+const { flushLinks } = require('./link');
 const { models } = require('./models');
 const { fail, describe } = require('./models/fail');
 
@@ -72,6 +73,7 @@ function createCalls({ functions, control, logs }) {
       // Written past the response object, since nothing asynchronous happens any more.
       else if (!res.headersSent && res.socket) res.socket.write(asText(headers, body));
     }
+    flushLinks();
     reallyExit.call(process, exitCode);
   }
   process.exit = exit;

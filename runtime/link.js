@@ -60,6 +60,9 @@ class LinkResponse {
   headersSent = false;
   writableFinished = false;
   destroyed = false;
+  // Set when the function has returned: then its answer may wait for others that go at the same time. Until then it goes at once, since
+  // nobody knows how long the function will keep the event loop.
+  returned = false;
 
   constructor(link, id, method) {
     this.#link = link;
@@ -160,6 +163,7 @@ class LinkResponse {
       const [first] = this.#waiting;
       const bytes = Math.min(first.length, WINDOW - this.#onWay);
       this.#link.frame(this.#id, DATA, first.subarray(0, bytes));
+      this.#link.flush();
       this.#onWay += bytes;
       if (bytes === first.length) this.#waiting.shift();
       else this.#waiting[0] = first.subarray(bytes);
@@ -195,6 +199,7 @@ class LinkResponse {
 
   #close(finished) {
     this.writableFinished = finished;
+    if (!this.returned) this.#link.flush();
     this.#link.forget(this.#id);
     this.#emit('close');
   }
@@ -205,9 +210,10 @@ class LinkResponse {
     this.#headers = [];
     this.writeHead(status, headers);
     this.end(body);
-    this.#link.flush();
   }
 }
+
+const links = new Set();
 
 class Link {
   #socket;
@@ -221,9 +227,11 @@ class Link {
     this.#socket = socket;
     this.#calls = calls;
     this.flush = this.flush.bind(this);
+    links.add(this);
     socket.on('data', (chunk) => this.#read(chunk));
     socket.on('error', () => {});
     socket.on('close', () => {
+      links.delete(this);
       for (const res of [...this.#exchanges.values()]) res.cancelled();
     });
   }
@@ -311,6 +319,11 @@ class Link {
   }
 }
 
+// Sends what waits to be sent, before the process ends.
+function flushLinks() {
+  for (const link of links) link.flush();
+}
+
 const createLinkServer = (calls) => net.createServer((socket) => void new Link(socket, calls));
 
-module.exports = { createLinkServer };
+module.exports = { createLinkServer, flushLinks };

@@ -18,8 +18,10 @@ use std::{
 };
 use tokio::{io::AsyncWrite, net::UnixStream};
 
-/// Read from the socket at once.
-const READ_BYTES: usize = 64 * 1024;
+/// Room for what is read from the socket at once; more only while a larger frame comes.
+const READ_BYTES: usize = 16 * 1024;
+/// A larger buffer that is empty is given back: a node has links to thousands of containers.
+const KEPT_BYTES: usize = 64 * 1024;
 /// Unwritten calls beyond which a link takes no more: the runtime does not read.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Credit is given in pieces of at least this, so that small frames cost no frame of ours each.
@@ -248,8 +250,14 @@ impl State {
                     Poll::Pending => break,
                 }
             }
+            if self.out.is_empty() && self.out.capacity() > KEPT_BYTES {
+                self.out = BytesMut::new();
+            }
             if self.leaving && self.exchanges.is_empty() {
                 return Poll::Ready("left".into());
+            }
+            if read.is_empty() && read.capacity() > KEPT_BYTES {
+                *read = BytesMut::new();
             }
             read.reserve(READ_BYTES);
             match tokio_util::io::poll_read_buf(Pin::new(&mut *stream), cx, read) {

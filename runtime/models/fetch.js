@@ -29,6 +29,7 @@ for (const name of ['params', 'requestId', 'ip', 'env', 'log', 'waitUntil']) {
 
 function write(ctx, response) {
   if (ctx.done) return;
+  ctx.res.returned = true;
   if (!web.isResponse(response)) {
     const kind = response === null ? 'null' : typeof response;
     return fail(ctx, 'bad-response', `the function answered with ${kind} where a Response was expected`);

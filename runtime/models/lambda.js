@@ -124,11 +124,15 @@ function bind(fn, { exports, namespace }) {
       ctx.fn.logs.lines('error', describe(error), ctx);
       fail(ctx, 'failed', describe(error));
     };
+    const returned = (error, value) => {
+      ctx.res.returned = true;
+      done(error, value);
+    };
     try {
       const result = handler(createEvent(ctx, body), createContext(ctx, done), done);
-      if (result && typeof result.then === 'function') result.then((value) => done(null, value), (error) => done(error ?? new Error('rejected')));
+      if (result && typeof result.then === 'function') result.then((value) => returned(null, value), (error) => returned(error ?? new Error('rejected')));
       // A synchronous handler that takes no callback has nothing else to answer with than its value.
-      else if (handler.length < 3 && result !== undefined) done(null, result);
+      else if (handler.length < 3 && result !== undefined) returned(null, result);
     } catch (error) {
       done(error ?? new Error('threw'));
     }

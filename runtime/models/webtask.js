@@ -120,7 +120,9 @@ function invoke(ctx, run) {
 
 // An async function's value is its answer, unless it has answered through the callback.
 function settle(ctx, value) {
-  if (!ctx.done && value !== undefined) succeed(ctx, value);
+  if (ctx.done || value === undefined) return;
+  ctx.res.returned = true;
+  succeed(ctx, value);
 }
 
 function bind(fn, { exports, namespace }) {

@@ -32,6 +32,7 @@ class LinkClient {
     this.credits = true;
     let rest = Buffer.alloc(0);
     this.closed = new Promise((resolve) => this.socket.on('close', resolve));
+    this.closed.then(() => this.exchanges.forEach((exchange) => exchange.reject?.(new Error('the link closed'))));
     this.socket.on('error', () => {});
     this.socket.on('data', (data) => {
       rest = Buffer.concat([rest, data]);
@@ -64,6 +65,7 @@ class LinkClient {
     const id = this.next++;
     const exchange = { id, chunks: [] };
     exchange.answer = new Promise((resolve, reject) => Object.assign(exchange, { resolve, reject }));
+    exchange.answer.catch(() => {});
     this.exchanges.set(id, exchange);
     this.socket.write(LinkClient.call(id, fields, headers, body));
     return exchange;

@@ -95,6 +95,20 @@ test('a cancelled call is aborted, and so are all of a connection that ends', as
   await runtime.log((l) => l.line === 'aborted ?second');
 });
 
+test('an answer does not wait for what its function does after it', async () => {
+  await runtime.load('after', 'module.exports = (c, cb) => { cb(null, { ok: 1 }); const end = Date.now() + 500; while (Date.now() < end); console.log("at its end"); };');
+  assert.deepEqual((await runtime.link.call(fields('after')).answer).json, { ok: 1 });
+  const came = Date.now();
+  assert.ok(came <= (await runtime.log((l) => l.line === 'at its end')).at, 'it came while the function was still at work');
+});
+
+test('an answer that waits for others goes before the process ends', async () => {
+  const other = await Runtime.start();
+  await other.load('gone', { 'index.mjs': 'export default async () => { queueMicrotask(() => queueMicrotask(() => process.exit(0))); return new Response("answered"); };' });
+  assert.equal((await other.link.call(fields('gone')).answer).text, 'answered');
+  await other.stop();
+});
+
 test('who sends nonsense loses the connection, and nobody else does', async () => {
   const nonsense = [
     Buffer.from([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1]),
