@@ -5,7 +5,6 @@ pub mod catalog;
 pub mod cluster;
 pub mod config;
 pub mod handler;
-pub mod link;
 pub mod logs;
 pub mod manage;
 pub mod modules;

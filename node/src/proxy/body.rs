@@ -2,9 +2,12 @@
 //! ends, and is cut when the function goes silent.
 
 use super::forward::Exchange;
-use crate::{link::LinkBody, uploads};
+use crate::uploads;
 use bytes::{Bytes, BytesMut};
-use hearth_edge::patience::{Patience, Terms};
+use hearth_edge::{
+    link::LinkBody,
+    patience::{Patience, Terms},
+};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;

@@ -6,11 +6,9 @@ use super::{
     body::{AnswerBody, Held, RequestBody, Upload},
     worker::Worker,
 };
-use crate::{
-    handler::{Lease, LiveContainer},
-    link::{CallError, Link},
-};
+use crate::handler::{Lease, LiveContainer};
 use bytes::{BufMut, BytesMut};
+use hearth_edge::link::{CallError, Link};
 use hearth_model::{
     header,
     protocol::{CallHeader, paths},
@@ -187,7 +185,7 @@ fn write_head(out: &mut BytesMut, call: &CallHeader<'_>, request: &Request<Reque
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     // Piece by piece, since formatting costs more than all the rest of this. Writing to memory does not fail.
     out.put_slice(call.function.as_str().as_bytes());
-    let _ = write!(out, "@{}\n", call.version.0);
+    let _ = writeln!(out, "@{}", call.version.0);
     out.put_slice(call.request_id.as_bytes());
     let _ = write!(out, "\n{}\n{}", call.timeout_ms, call.prefix_bytes);
     let mut field = |text: &[u8]| {

@@ -3,7 +3,7 @@
 //! machine with what they measure. Latencies are measured by the load test's open loop instead.
 
 use anyhow::{Context, Result, bail};
-use hearth_node::link::Link;
+use hearth_edge::link::Link;
 use http_body_util::BodyExt;
 use std::{
     path::{Path, PathBuf},

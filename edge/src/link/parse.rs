@@ -1,0 +1,110 @@
+//! Reading what comes from a runtime: frames, and the heads of answers.
+
+use bytes::{Buf, Bytes};
+use hearth_model::{limits, protocol::link as frames};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use std::fmt;
+
+/// What a runtime may not send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed(&'static str);
+
+impl Malformed {
+    pub(super) const fn new(what: &'static str) -> Self {
+        Self(what)
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+pub(super) const UNKNOWN: Malformed = Malformed("a frame that fits no rule");
+
+/// One frame from a runtime.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RawFrame<'a> {
+    pub(super) exchange: u32,
+    pub(super) kind: u8,
+    pub(super) payload: &'a [u8],
+}
+
+/// The first frame of `bytes` and what it takes of them; none while it is not whole.
+///
+/// # Errors
+/// A payload over its limit.
+pub fn first_frame(bytes: &[u8]) -> Result<Option<(RawFrame<'_>, usize)>, Malformed> {
+    let Some((mut header, rest)) = bytes.split_at_checked(frames::HEADER_BYTES) else { return Ok(None) };
+    let length = header.get_u32_le() as usize;
+    if length > frames::PAYLOAD_BYTES_MAX {
+        return Err(Malformed("a frame over its limit"));
+    }
+    let Some(payload) = rest.get(..length) else { return Ok(None) };
+    let (exchange, kind) = (header.get_u32_le(), header.get_u8());
+    Ok(Some((RawFrame { exchange, kind, payload }, frames::HEADER_BYTES + length)))
+}
+
+/// The head of an answer and the body that came with it.
+#[derive(Debug)]
+pub struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) whole: bool,
+    pub(super) body: Bytes,
+}
+
+/// Reads the payload of an answer: an error for the link, or one for its exchange alone.
+///
+/// # Errors
+/// When the payload contradicts itself.
+pub fn parse_answer(payload: &[u8]) -> Result<Result<Answer, Malformed>, Malformed> {
+    const SHORT: Malformed = Malformed("an answer that is too short");
+    let (mut fixed, rest) = payload.split_at_checked(7).ok_or(SHORT)?;
+    let (status, whole, head) = (fixed.get_u16_le(), fixed.get_u8(), fixed.get_u32_le() as usize);
+    // Copied, so that a small answer that waits for its client does not hold what was read with it.
+    let mut body = Bytes::copy_from_slice(rest);
+    if head > body.len() || whole > 1 {
+        return Err(SHORT);
+    }
+    let head = body.split_to(head);
+    Ok(parse_head(status, &head).map(|(status, headers)| Answer { status, headers, whole: whole == 1, body }))
+}
+
+fn parse_head(status: u16, head: &Bytes) -> Result<(StatusCode, HeaderMap), Malformed> {
+    let status = StatusCode::from_u16(status).map_err(|_| Malformed("a status that is none"))?;
+    if !(200..600).contains(&status.as_u16()) {
+        return Err(Malformed("a status that is no answer's"));
+    }
+    let mut headers = HeaderMap::new();
+    if head.is_empty() {
+        return Ok((status, headers));
+    }
+    if head.len() > limits::RESPONSE_HEADER_BYTES_MAX {
+        return Err(Malformed("headers over their limit"));
+    }
+    let mut fields = head.split(|b| *b == b'\n');
+    while let Some(name) = fields.next() {
+        let value = fields.next().ok_or(Malformed("a header without a value"))?;
+        if headers.len() >= limits::RESPONSE_HEADERS_MAX {
+            return Err(Malformed("too many headers"));
+        }
+        let name = HeaderName::from_bytes(name).map_err(|_| Malformed("a header's name that is none"))?;
+        let value =
+            HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Malformed("a header's value that is none"))?;
+        headers.append(name, value);
+    }
+    Ok((status, headers))
+}
+
+/// What an answer's head says of its body's length.
+pub(super) fn said_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+    let mut said = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = said.next() else { return Ok(None) };
+    let digits = first.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    match (digits.and_then(|text| text.parse().ok()), said.next()) {
+        (Some(bytes), None) => Ok(Some(bytes)),
+        _ => Err(Malformed("a content-length that is none")),
+    }
+}

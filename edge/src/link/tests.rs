@@ -1,0 +1,272 @@
+//! A link whose other end is played by the test.
+
+use super::{
+    parse::{first_frame, parse_answer},
+    *,
+};
+use hearth_model::limits;
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::LocalSet,
+};
+
+/// A runtime that a test plays.
+struct Peer(UnixStream);
+
+impl Peer {
+    async fn next(&mut self) -> (u32, u8, Vec<u8>) {
+        let length = self.0.read_u32_le().await.unwrap();
+        let (exchange, kind) = (self.0.read_u32_le().await.unwrap(), self.0.read_u8().await.unwrap());
+        let mut payload = vec![0; length as usize];
+        self.0.read_exact(&mut payload).await.unwrap();
+        (exchange, kind, payload)
+    }
+
+    async fn send(&mut self, exchange: u32, kind: u8, payload: &[u8]) {
+        self.0.write_all(&frame(exchange, kind, payload)).await.unwrap();
+    }
+}
+
+fn frame(exchange: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(payload.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend(exchange.to_le_bytes());
+    bytes.push(kind);
+    bytes.extend(payload);
+    bytes
+}
+
+fn answer(status: u16, whole: bool, head: &str, body: &str) -> Vec<u8> {
+    let mut payload = status.to_le_bytes().to_vec();
+    payload.push(u8::from(whole));
+    payload.extend(u32::try_from(head.len()).unwrap().to_le_bytes());
+    payload.extend(head.as_bytes());
+    payload.extend(body.as_bytes());
+    payload
+}
+
+fn pair() -> (Link, Peer) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Link::open(ours), Peer(theirs))
+}
+
+fn call(link: &Link, head: &'static str) -> Call {
+    link.call(false, |out| out.put_slice(head.as_bytes()), b"body")
+}
+
+async fn text(response: Response<LinkBody>) -> io::Result<String> {
+    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec()).unwrap())
+}
+
+/// Runs a test on a thread as a worker's.
+fn local(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limit = std::time::Duration::from_secs(20);
+    runtime.block_on(LocalSet::new().run_until(async { tokio::time::timeout(limit, test).await.unwrap() }));
+}
+
+#[test]
+fn answers_find_their_calls_in_any_order() {
+    local(async {
+        let (link, mut peer) = pair();
+        let (first, second) = (call(&link, "one"), call(&link, "two"));
+        let (a, b) = (peer.next().await, peer.next().await);
+        assert_eq!(a, (0, frames::CALL, b"\x03\0\0\0onebody".to_vec()));
+        assert_eq!(b, (1, frames::CALL, b"\x03\0\0\0twobody".to_vec()));
+        peer.send(1, frames::ANSWER, &answer(201, true, "content-length\n99\nx\ny\nx\nz", "second")).await;
+        peer.send(0, frames::ANSWER, &answer(200, true, "", "first")).await;
+        let second = second.await.unwrap();
+        assert_eq!(second.status(), 201);
+        assert_eq!(second.headers().get_all("x").iter().collect::<Vec<_>>(), ["y", "z"]);
+        assert!(!second.headers().contains_key(header::CONTENT_LENGTH), "the framing is the node's");
+        assert_eq!(text(second).await.unwrap(), "second");
+        assert_eq!(text(first.await.unwrap()).await.unwrap(), "first");
+        assert!(!link.is_used());
+    });
+}
+
+#[test]
+fn a_streamed_answer_gets_credit_for_what_was_passed_on() {
+    local(async {
+        let (link, mut peer) = pair();
+        let streamed = call(&link, "");
+        peer.next().await;
+        peer.send(0, frames::ANSWER, &answer(200, false, "content-length\n65536", "")).await;
+        let chunk = vec![b'x'; frames::WINDOW_BYTES / 2];
+        peer.send(0, frames::DATA, &chunk).await;
+        peer.send(0, frames::DATA, &chunk).await;
+        let mut body = streamed.await.unwrap().into_body();
+        assert_eq!(http_body::Body::size_hint(&body).exact(), Some(65_536));
+        for _ in 0..2 {
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), chunk.len());
+            let (exchange, kind, credit) = peer.next().await;
+            assert_eq!((exchange, kind, credit), (0, frames::CREDIT, 32_768u32.to_le_bytes().to_vec()));
+        }
+        peer.send(0, frames::END, b"").await;
+        assert!(body.frame().await.is_none());
+    });
+}
+
+#[test]
+fn whoever_does_not_wait_any_more_says_so_once() {
+    local(async {
+        let (link, mut peer) = pair();
+        let mut dropped = call(&link, "");
+        peer.next().await;
+        assert!(futures_util::poll!(&mut dropped).is_pending());
+        drop(dropped);
+        assert_eq!(peer.next().await, (0, frames::CANCEL, vec![]));
+        // What was on its way is ignored, and the link goes on.
+        peer.send(0, frames::ANSWER, &answer(200, true, "", "")).await;
+        let streamed = call(&link, "");
+        peer.next().await;
+        peer.send(1, frames::ANSWER, &answer(200, false, "", "")).await;
+        drop(streamed.await.unwrap());
+        assert_eq!(peer.next().await, (1, frames::CANCEL, vec![]));
+        let answered = call(&link, "");
+        peer.next().await;
+        peer.send(2, frames::ANSWER, &answer(200, true, "", "ok")).await;
+        assert_eq!(text(answered.await.unwrap()).await.unwrap(), "ok");
+        drop(link);
+        assert_eq!(peer.0.read(&mut [0; 16]).await.unwrap(), 0, "the connection closes with its last call");
+    });
+}
+
+#[test]
+fn what_was_not_sent_is_told_from_what_broke() {
+    local(async {
+        let (link, mut peer) = pair();
+        let sent = call(&link, "");
+        peer.next().await;
+        let unsent = call(&link, "");
+        drop(peer);
+        assert!(matches!(sent.await, Err(CallError::Broken(_))));
+        assert!(matches!(unsent.await, Err(CallError::NotSent(_))));
+        assert!(!link.is_open());
+        assert!(matches!(call(&link, "").await, Err(CallError::NotSent(_))));
+    });
+}
+
+#[test]
+fn an_answer_without_sense_breaks_itself_alone() {
+    local(async {
+        let (link, mut peer) = pair();
+        let many = vec!["a\nb"; limits::RESPONSE_HEADERS_MAX + 1].join("\n");
+        let large = format!("a\n{}", "b".repeat(limits::RESPONSE_HEADER_BYTES_MAX));
+        let bad = [
+            answer(99, true, "", ""),
+            answer(101, true, "", ""),
+            answer(600, true, "", ""),
+            answer(200, true, "name", ""),
+            answer(200, true, "na me\nvalue", ""),
+            answer(200, true, "a\nb\r", ""),
+            answer(200, true, &many, ""),
+            answer(200, true, &large, ""),
+            answer(200, false, "content-length\n-1", ""),
+            answer(200, false, "content-length\n1\ncontent-length\n1", ""),
+        ];
+        for (i, payload) in (0u32..).zip(&bad) {
+            let broken = call(&link, "");
+            peer.next().await;
+            peer.send(i, frames::ANSWER, payload).await;
+            assert!(matches!(broken.await, Err(CallError::Broken(_))), "{i}");
+            assert!(link.is_open(), "{i}");
+            // Of an answer that came in part the rest is not wanted.
+            if payload[2] == 0 {
+                assert_eq!(peer.next().await.1, frames::CANCEL);
+            }
+        }
+    });
+}
+
+#[test]
+fn bodies_are_as_long_as_their_heads_say() {
+    local(async {
+        let (link, mut peer) = pair();
+        for (i, sent) in [(0, "123"), (1, "12345")] {
+            let call = call(&link, "");
+            peer.next().await;
+            peer.send(i, frames::ANSWER, &answer(200, false, "content-length\n4", "")).await;
+            peer.send(i, frames::DATA, sent.as_bytes()).await;
+            peer.send(i, frames::END, b"").await;
+            assert!(text(call.await.unwrap()).await.is_err(), "{sent}");
+        }
+        let broken = call(&link, "");
+        peer.next().await;
+        peer.send(2, frames::ANSWER, &answer(200, false, "", "")).await;
+        peer.send(2, frames::BROKEN, b"").await;
+        assert!(text(broken.await.unwrap()).await.is_err());
+        let head = link.call(true, |_| {}, b"");
+        peer.next().await;
+        peer.send(3, frames::ANSWER, &answer(200, true, "content-length\n4", "")).await;
+        let head = head.await.unwrap();
+        assert_eq!(head.headers()[header::CONTENT_LENGTH], "4");
+        assert_eq!(text(head).await.unwrap(), "");
+    });
+}
+
+#[test]
+fn a_frame_that_fits_no_rule_ends_the_link() {
+    let bad: [Vec<u8>; 8] = [
+        frame(0, 9, b""),
+        frame(77, 0, b""),
+        frame(0, frames::DATA, b"before its answer"),
+        frame(0, frames::END, b""),
+        frame(0, frames::ANSWER, b"short"),
+        frame(0, frames::ANSWER, &answer(200, false, "", "a body before its window")),
+        [frame(0, frames::ANSWER, &answer(200, false, "", "")), frame(0, frames::DATA, &vec![0; frames::WINDOW_BYTES + 1])]
+            .concat(),
+        [&u32::MAX.to_le_bytes()[..], &[0; 5]].concat(),
+    ];
+    for bytes in bad {
+        local(async {
+            let (link, mut peer) = pair();
+            let first = call(&link, "");
+            let other = call(&link, "");
+            for _ in 0..2 {
+                peer.next().await;
+            }
+            peer.0.write_all(&bytes).await.unwrap();
+            assert!(matches!(other.await, Err(CallError::Broken(_))), "{bytes:?}");
+            if let Ok(started) = first.await {
+                assert!(text(started).await.is_err());
+            }
+            assert!(!link.is_open());
+        });
+    }
+}
+
+proptest! {
+    /// Whatever a runtime sends is read without a panic, within limits, and a frame takes what its length says.
+    #[test]
+    fn whatever_a_runtime_sends_is_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..400), length in 0u32..300) {
+        let framed = [&length.to_le_bytes()[..], &bytes].concat();
+        for bytes in [&bytes, &framed] {
+            if let Ok(Some((frame, taken))) = first_frame(bytes) {
+                prop_assert_eq!(taken, frames::HEADER_BYTES + frame.payload.len());
+                prop_assert!(taken <= bytes.len());
+            }
+            if let Ok(Ok(answer)) = parse_answer(bytes) {
+                prop_assert!(answer.headers.len() <= limits::RESPONSE_HEADERS_MAX);
+                prop_assert!((200..600).contains(&answer.status.as_u16()));
+            }
+        }
+    }
+
+    /// Whatever headers an answer has, those that come out are those that went in.
+    #[test]
+    fn whatever_is_well_formed_is_read_as_it_is(
+        headers in proptest::collection::vec(("[a-z][a-z0-9-]{0,20}", "[ -~]{0,40}"), 0..20),
+        status in 200u16..600, body in ".{0,80}", whole: bool,
+    ) {
+        let head = headers.iter().map(|(n, v)| format!("{n}\n{v}")).collect::<Vec<_>>().join("\n");
+        let read = parse_answer(&answer(status, whole, &head, &body)).unwrap().unwrap();
+        prop_assert_eq!((read.status.as_u16(), read.whole, &read.body[..]), (status, whole, body.as_bytes()));
+        let mut expected: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let mut came: Vec<_> = read.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        expected.sort_unstable();
+        came.sort_unstable();
+        prop_assert_eq!(came, expected);
+    }
+}
