@@ -12,7 +12,8 @@ if [ ! -x "$dir/node$major" ]; then
   mkdir -p "$dir"
   container=$(docker create "hearth-runtime:$tag" /nothing)
   trap 'docker rm "$container" >/dev/null' EXIT
-  docker cp "$container:/opt/node$major/bin/node" "$dir/node$major.new" >/dev/null
-  mv "$dir/node$major.new" "$dir/node$major"
+  # A name of its own, since tests that need it call this at the same time.
+  docker cp "$container:/opt/node$major/bin/node" "$dir/node$major.$$" >/dev/null
+  mv "$dir/node$major.$$" "$dir/node$major"
 fi
 realpath "$dir/node$major"
