@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use parse::{Answer, Malformed, RawFrame, UNKNOWN, first_frame, parse_answer, said_length};
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt, io,
     pin::Pin,
     rc::Rc,
@@ -31,6 +31,9 @@ const KEPT_BYTES: usize = 64 * 1024;
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Credit is given in pieces of at least this, so that small frames cost no frame of ours each.
 const CREDIT_BYTES_MIN: usize = frames::WINDOW_BYTES / 4;
+
+/// Of a cancelled exchange: an answer's head and a window, in frames however small.
+const LATE_BYTES: usize = frames::PAYLOAD_BYTES_MAX + frames::WINDOW_BYTES * (frames::HEADER_BYTES + 1);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +58,8 @@ struct Exchange {
     /// Where its call begins among all bytes that were ever put.
     start: u64,
     head: Option<Answer>,
-    chunks: VecDeque<Bytes>,
+    /// Together, however small the frames were that it came in.
+    data: BytesMut,
     /// Data that came and for which no credit was given yet, waiting here or passed on.
     uncredited: usize,
     end: Option<Result<(), CallError>>,
@@ -87,6 +91,8 @@ struct State {
     taken: u64,
     exchanges: HashMap<u32, SharedExchange>,
     next: u32,
+    /// How much may still come for exchanges that were cancelled.
+    late_bytes: usize,
     ended: Option<String>,
     /// Nobody makes calls any more: the connection closes with its last exchange.
     leaving: bool,
@@ -113,14 +119,18 @@ impl State {
     fn cancel(&mut self, exchange: u32) {
         if self.exchanges.remove(&exchange).is_some() && self.ended.is_none() {
             self.frame(exchange, frames::CANCEL, |_| {});
+            self.late_bytes = self.late_bytes.saturating_add(LATE_BYTES);
         }
     }
 
     /// Takes one frame; an error ends the link.
     fn receive(&mut self, frame: &RawFrame<'_>) -> Result<(), Malformed> {
         let Some(exchange) = self.exchanges.get(&frame.exchange) else {
-            // It was cancelled, and this was on its way.
-            return if (frames::ANSWER..=frames::BROKEN).contains(&frame.kind) { Ok(()) } else { Err(UNKNOWN) };
+            // It was cancelled, and this was on its way; else a runtime could keep a worker busy with frames for nobody.
+            let bytes = frames::HEADER_BYTES + frame.payload.len();
+            let left = self.late_bytes.checked_sub(bytes).filter(|_| (frames::ANSWER..=frames::BROKEN).contains(&frame.kind));
+            self.late_bytes = left.ok_or(UNKNOWN)?;
+            return Ok(());
         };
         let over = {
             let mut exchange = exchange.borrow_mut();
@@ -136,12 +146,12 @@ impl State {
                     }
                     Err(error) => exchange.end = Some(Err(CallError::Broken(error.to_string()))),
                 },
-                frames::DATA if exchange.head.is_some() => {
+                frames::DATA if exchange.head.is_some() && !frame.payload.is_empty() => {
                     exchange.uncredited += frame.payload.len();
                     if exchange.uncredited > frames::WINDOW_BYTES {
                         return Err(Malformed::new("more data than its window takes"));
                     }
-                    exchange.chunks.push_back(Bytes::copy_from_slice(frame.payload));
+                    exchange.data.extend_from_slice(frame.payload);
                 }
                 frames::END if exchange.head.is_some() => exchange.end = Some(Ok(())),
                 frames::BROKEN => exchange.end = Some(Err(CallError::Broken("the answer broke off".into()))),
@@ -170,6 +180,9 @@ impl State {
                     Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
                     Poll::Pending => break,
                 }
+            }
+            if self.out.len() > 2 * UNWRITTEN_BYTES_MAX {
+                return Poll::Ready("the runtime does not read".into());
             }
             if self.out.is_empty() && self.out.capacity() > KEPT_BYTES {
                 self.out = BytesMut::new();
@@ -262,7 +275,7 @@ impl Link {
         let exchange = SharedExchange::new(RefCell::new(Exchange {
             start: state.put,
             head: None,
-            chunks: VecDeque::new(),
+            data: BytesMut::new(),
             uncredited: 0,
             end: state.ended.clone().map(|detail| Err(CallError::NotSent(detail))),
             waker: None,
@@ -388,7 +401,7 @@ impl Stream {
             return Poll::Ready(None);
         }
         let mut exchange = self.part.exchange.borrow_mut();
-        let Some(chunk) = exchange.chunks.pop_front() else {
+        if exchange.data.is_empty() {
             let result = match &exchange.end {
                 None => return exchange.wait(cx),
                 Some(Ok(())) if self.left.unwrap_or(0) > 0 => Err(CallError::Broken("less than its content-length".into())),
@@ -396,7 +409,8 @@ impl Stream {
             };
             self.ended = true;
             return Poll::Ready(result.err().map(Err));
-        };
+        }
+        let chunk = exchange.data.split().freeze();
         if let Some(left) = &mut self.left {
             let Some(rest) = left.checked_sub(chunk.len() as u64) else {
                 self.ended = true;
@@ -404,10 +418,9 @@ impl Stream {
             };
             *left = rest;
         }
-        let waiting = exchange.chunks.iter().map(Bytes::len).sum::<usize>();
-        let passed = exchange.uncredited - waiting;
+        let passed = exchange.uncredited;
         if passed >= CREDIT_BYTES_MIN && exchange.end.is_none() {
-            exchange.uncredited = waiting;
+            exchange.uncredited = 0;
             let passed = u32::try_from(passed).unwrap_or(u32::MAX);
             self.part.link.borrow_mut().frame(self.part.id, frames::CREDIT, |out| out.put_u32_le(passed));
         }

@@ -75,7 +75,7 @@ impl fmt::Display for CallHeader<'_> {
 ///
 /// A frame is nine bytes and a payload: the payload's length (4 bytes, little-endian), the exchange (4 bytes, little-endian), the kind (1 byte).
 /// An exchange is one request and its answer; the node numbers them, each number once while it is in use. What comes for an exchange
-/// that is over is ignored; what fits no rule ends the connection.
+/// that was cancelled is ignored, within what it could have sent; what fits no rule ends the connection.
 ///
 /// From the node:
 ///

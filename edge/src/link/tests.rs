@@ -94,11 +94,10 @@ fn a_streamed_answer_gets_credit_for_what_was_passed_on() {
         peer.next().await;
         peer.send(0, frames::ANSWER, &answer(200, false, "content-length\n65536", "")).await;
         let chunk = vec![b'x'; frames::WINDOW_BYTES / 2];
-        peer.send(0, frames::DATA, &chunk).await;
-        peer.send(0, frames::DATA, &chunk).await;
         let mut body = streamed.await.unwrap().into_body();
         assert_eq!(http_body::Body::size_hint(&body).exact(), Some(65_536));
         for _ in 0..2 {
+            peer.send(0, frames::DATA, &chunk).await;
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), chunk.len());
             let (exchange, kind, credit) = peer.next().await;
             assert_eq!((exchange, kind, credit), (0, frames::CREDIT, 32_768u32.to_le_bytes().to_vec()));
@@ -130,6 +129,38 @@ fn whoever_does_not_wait_any_more_says_so_once() {
         assert_eq!(text(answered.await.unwrap()).await.unwrap(), "ok");
         drop(link);
         assert_eq!(peer.0.read(&mut [0; 16]).await.unwrap(), 0, "the connection closes with its last call");
+    });
+}
+
+#[test]
+fn what_comes_for_a_cancelled_call_is_bounded_and_small_frames_are_joined() {
+    local(async {
+        let (link, mut peer) = pair();
+        drop(call(&link, ""));
+        assert_eq!((peer.next().await.1, peer.next().await.1), (frames::CALL, frames::CANCEL));
+        let streamed = call(&link, "");
+        peer.next().await;
+        peer.send(1, frames::ANSWER, &answer(200, false, "", "")).await;
+        let mut body = streamed.await.unwrap().into_body();
+        for _ in 0..1_000 {
+            peer.send(0, frames::DATA, b"late").await;
+            peer.send(1, frames::DATA, b"12").await;
+        }
+        peer.send(1, frames::END, b"").await;
+        while link.is_used() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 2_000);
+        assert!(body.frame().await.is_none());
+        assert!(link.is_open());
+        let large = vec![0; frames::WINDOW_BYTES];
+        let mut sent = 0;
+        while link.is_open() {
+            let _ = peer.0.write_all(&frame(0, frames::DATA, &large)).await;
+            sent += large.len();
+            assert!(sent < 4 * LATE_BYTES, "endless");
+            tokio::task::yield_now().await;
+        }
     });
 }
 
@@ -208,9 +239,11 @@ fn bodies_are_as_long_as_their_heads_say() {
 
 #[test]
 fn a_frame_that_fits_no_rule_ends_the_link() {
-    let bad: [Vec<u8>; 8] = [
+    let bad: [Vec<u8>; 10] = [
         frame(0, 9, b""),
         frame(77, 0, b""),
+        frame(77, frames::ANSWER, &answer(200, true, "", "for nobody, who was not cancelled")),
+        [frame(0, frames::ANSWER, &answer(200, false, "", "")), frame(0, frames::DATA, b"")].concat(),
         frame(0, frames::DATA, b"before its answer"),
         frame(0, frames::END, b""),
         frame(0, frames::ANSWER, b"short"),
