@@ -132,7 +132,7 @@ impl State {
             self.late_bytes = left.ok_or(UNKNOWN)?;
             return Ok(());
         };
-        let over = {
+        let end = {
             let mut exchange = exchange.borrow_mut();
             match frame.kind {
                 frames::ANSWER if exchange.head.is_none() && exchange.end.is_none() => match parse_answer(frame.payload)? {
@@ -158,10 +158,15 @@ impl State {
                 _ => return Err(UNKNOWN),
             }
             exchange.wake();
-            exchange.end.is_some()
+            exchange.end.as_ref().map(Result::is_ok)
         };
-        if over {
-            self.exchanges.remove(&frame.exchange);
+        match (end, frame.kind) {
+            (None, _) => {}
+            // The rest of such an answer may follow.
+            (Some(false), frames::ANSWER) => self.cancel(frame.exchange),
+            (Some(_), _) => {
+                self.exchanges.remove(&frame.exchange);
+            }
         }
         Ok(())
     }
