@@ -19,10 +19,21 @@ function createCalls({ functions, control, logs }) {
     functions.release(ctx.fn);
   }
 
-  // `call`: requestId, timeoutMs, clientIp, req, res.
-  function start(key, call) {
-    const fn = functions.get(key);
-    const ctx = { fn, ...call, done: false };
+  const contextOf = ({ key, requestId, timeoutMs, clientIp, req, res }) => ({ fn: functions.get(key), requestId, timeoutMs, clientIp, req, res, done: false });
+
+  // The models answer for what a function throws; what comes out here came out of answering.
+  function guarded(ctx) {
+    try {
+      ctx.fn.call(ctx);
+    } catch (error) {
+      escaped(error);
+    }
+  }
+
+  // `call`: key, requestId, timeoutMs, clientIp, req, res.
+  function start(call) {
+    const ctx = contextOf(call);
+    const { fn } = ctx;
     if (!fn || !fn.call) {
       // Answered outside any function, so that nothing of a function is needed.
       fail(ctx, 'unknown', 'this version is not loaded');
@@ -32,14 +43,14 @@ function createCalls({ functions, control, logs }) {
     running.add(ctx);
     ctx.res[CONTEXT] = ctx;
     ctx.res.on('close', closed);
-    run(ctx, fn.call, ctx);
+    run(ctx, guarded, ctx);
   }
 
   // Whether the function took the connection; false leaves it untouched.
-  function upgrade(key, call, socket, head) {
-    const fn = functions.get(key);
+  function upgrade(call, socket, head) {
+    const ctx = contextOf(call);
+    const { fn } = ctx;
     if (!fn?.upgrade) return false;
-    const ctx = { fn, ...call, done: false };
     fn.inFlight += 1;
     socket.on('close', () => functions.release(fn));
     run(ctx, () => {
@@ -53,13 +64,19 @@ function createCalls({ functions, control, logs }) {
     return true;
   }
 
-  function uncaught(error) {
+  // What nobody caught: it costs the request in which it arose its answer, and nothing else.
+  function escaped(error) {
     const ctx = current();
     logs.lines('error', `Uncaught ${describe(error)}`, ctx);
-    if (ctx?.res && !ctx.res.writableFinished) models[ctx.fn.model]?.uncaught(ctx, error);
+    if (!ctx?.res || ctx.res.writableFinished) return;
+    try {
+      models[ctx.fn.model]?.uncaught(ctx, error);
+    } catch {
+      ctx.res.destroy();
+    }
   }
-  process.on('uncaughtException', uncaught);
-  process.on('unhandledRejection', uncaught);
+  process.on('uncaughtException', escaped);
+  process.on('unhandledRejection', escaped);
 
   // A function that ends the process ends it for its whole container: everybody who waits is told first.
   function exit(code) {
@@ -80,7 +97,7 @@ function createCalls({ functions, control, logs }) {
   process.reallyExit = exit;
   process.abort = () => exit(134);
 
-  return { start, upgrade };
+  return { start, upgrade, escaped };
 }
 
 function asText(headers, body) {

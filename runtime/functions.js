@@ -5,6 +5,7 @@
 const { run } = require('./context');
 const { loadMain } = require('./loader');
 const { choose, models } = require('./models');
+const { describe } = require('./models/fail');
 const path = require('node:path');
 
 function createFunctions({ control, logs }) {
@@ -48,7 +49,7 @@ function createFunctions({ control, logs }) {
       return { model: fn.model, linked: fn.linked, ms: elapsed() };
     } catch (error) {
       const model = fn.asked ?? 'webtask';
-      const text = String((error && error.stack) || error);
+      const text = describe(error);
       logs.lines('error', text, { fn, requestId: undefined });
       // A webtask answers for itself also when it does not load; an ES module is none unless it says so.
       if (model === 'webtask' && (fn.asked || !error?.isModule)) {

@@ -8,8 +8,9 @@ const { IncomingMessage, validateHeaderName, validateHeaderValue } = require('no
 
 const HEADER_BYTES = 9;
 const FRAME_MAX = 192 * 1024;
-// How much of one answer may be on its way: what the node has not passed on yet.
+// How much of one answer may be on its way: what the node has not passed on yet. Every frame counts for some bytes more than it has.
 const WINDOW = 64 * 1024;
+const FRAME_COST = 64;
 const BUFFER = 16 * 1024;
 // Of one answer's headers; the node takes no more.
 const HEAD_MAX = 64 * 1024;
@@ -17,7 +18,12 @@ const HEAD_MAX = 64 * 1024;
 const [CALL, CANCEL, CREDIT] = [1, 2, 3];
 const [ANSWER, DATA, END, BROKEN] = [1, 2, 3, 4];
 
-const { nextTick } = process;
+// Answers that are ready so soon after calls were read, or others were sent, go together. Only whole milliseconds are looked at.
+const TOGETHER_MS = 2;
+
+// Taken before any function runs: one that alters the clock or timers alters its own.
+const { now } = Date;
+const { setImmediate: later } = require('node:timers');
 const addHeaderLine = IncomingMessage.prototype._addHeaderLine;
 
 // What the models use of an `http.IncomingMessage`.
@@ -159,12 +165,11 @@ class LinkResponse {
 
   // Sends as much as the window takes.
   #pump() {
-    while (this.#waiting.length > 0 && this.#onWay < WINDOW) {
+    while (this.#waiting.length > 0 && this.#onWay + FRAME_COST < WINDOW) {
       const [first] = this.#waiting;
-      const bytes = Math.min(first.length, WINDOW - this.#onWay);
+      const bytes = Math.min(first.length, WINDOW - this.#onWay - FRAME_COST);
       this.#link.frame(this.#id, DATA, first.subarray(0, bytes));
-      this.#link.flush();
-      this.#onWay += bytes;
+      this.#onWay += bytes + FRAME_COST;
       if (bytes === first.length) this.#waiting.shift();
       else this.#waiting[0] = first.subarray(bytes);
     }
@@ -172,6 +177,7 @@ class LinkResponse {
       this.#link.frame(this.#id, END);
       this.#close(true);
     }
+    this.#link.flush();
   }
 
   // The node has passed so many bytes on.
@@ -182,14 +188,14 @@ class LinkResponse {
     if (full && this.#waiting.length === 0) this.#emit('drain');
   }
 
-  // An answer that is not whole; the client sees that.
+  // An answer that is not whole, or that nobody waits for: the node hears that nothing follows.
   destroy() {
     if (this.destroyed || this.writableFinished) return;
     this.#link.frame(this.#id, BROKEN);
     this.cancelled();
   }
 
-  // Nobody waits for it any more.
+  // Nobody can be told any more.
   cancelled() {
     if (this.destroyed || this.writableFinished) return;
     this.destroyed = true;
@@ -219,7 +225,8 @@ class Link {
   #socket;
   #calls;
   #exchanges = new Map();
-  #rest = null;
+  #unread = null;
+  #began = 0;
   #out = Buffer.allocUnsafeSlow(BUFFER);
   #used = 0;
 
@@ -237,32 +244,58 @@ class Link {
   }
 
   #read(data) {
-    const chunk = this.#rest === null ? data : Buffer.concat([this.#rest, data]);
-    let at = 0;
-    while (chunk.length - at >= HEADER_BYTES) {
-      const bytes = chunk.readUInt32LE(at);
+    this.flush();
+    this.#began = now();
+    this.#unread = this.#unread === null ? data : Buffer.concat([this.#unread, data]);
+    let first = null;
+    for (let chunk = this.#unread; chunk !== null && chunk.length >= HEADER_BYTES; chunk = this.#unread) {
+      const bytes = chunk.readUInt32LE(0);
       if (bytes > FRAME_MAX) return void this.#socket.destroy();
-      const end = at + HEADER_BYTES + bytes;
+      const end = HEADER_BYTES + bytes;
       if (chunk.length < end) break;
-      this.#dispatch(chunk.readUInt32LE(at + 4), chunk[at + 8], chunk, at + HEADER_BYTES, end);
-      at = end;
+      // What remains is set before a frame does anything, so that nothing it does can make another one be read from its middle.
+      this.#unread = chunk.length === end ? null : chunk.subarray(end);
+      const call = this.#take(chunk.readUInt32LE(4), chunk[8], chunk, HEADER_BYTES, end);
+      if (this.#socket.destroyed) return;
+      // Each call in a turn of its own, as if it had come alone: what the one before it does once it has started comes first.
+      if (call !== null && first === null) first = call;
+      else if (call !== null) later(this.#start, call);
     }
-    this.#rest = at === chunk.length ? null : chunk.subarray(at);
+    if (first !== null) this.#start(first);
   }
 
-  #dispatch(id, kind, chunk, start, end) {
+  #start = (call) => {
+    // It may have been cancelled while it waited for its turn.
+    if (!call.res.destroyed) this.#calls.start(call);
+  };
+
+  // Whatever one frame throws is its own exchange's matter.
+  #guard(id, run) {
+    try {
+      run();
+    } catch (error) {
+      this.#calls.escaped(error);
+      this.#exchanges.get(id)?.destroy();
+    }
+  }
+
+  // Takes a frame; gives the call, if it is one.
+  #take(id, kind, chunk, start, end) {
     if (kind === CALL) {
       const head = start + 4 + (end - start < 4 ? FRAME_MAX : chunk.readUInt32LE(start));
       if (head > end || this.#exchanges.has(id)) return void this.#socket.destroy();
       const fields = chunk.toString('latin1', start + 4, head).split('\n');
       const [key, requestId, timeoutMs, prefix, clientIp, method, target] = fields;
+      if (target === undefined) return void this.#socket.destroy();
       const req = new LinkRequest(method, target, +prefix, fields.slice(7), chunk.subarray(head, end));
       const res = new LinkResponse(this, id, method);
       this.#exchanges.set(id, res);
-      this.#calls.start(key, { requestId, timeoutMs: +timeoutMs, clientIp, req, res });
-    } else if (kind === CANCEL) this.#exchanges.get(id)?.cancelled();
-    else if (kind === CREDIT && end - start === 4) this.#exchanges.get(id)?.credit(chunk.readUInt32LE(start));
+      return { key, requestId, timeoutMs: +timeoutMs, clientIp, req, res };
+    }
+    if (kind === CANCEL) this.#guard(id, () => this.#exchanges.get(id)?.destroy());
+    else if (kind === CREDIT && end - start === 4) this.#guard(id, () => this.#exchanges.get(id)?.credit(chunk.readUInt32LE(start)));
     else this.#socket.destroy();
+    return null;
   }
 
   forget(id) { this.#exchanges.delete(id); }
@@ -273,7 +306,7 @@ class Link {
       this.flush();
       if (bytes > this.#out.length) this.#out = Buffer.allocUnsafeSlow(bytes);
     }
-    if (this.#used === 0) nextTick(this.flush);
+    if (this.#used === 0) later(this.flush);
     return this.#used;
   }
 
@@ -306,12 +339,14 @@ class Link {
     if (isText) end += out.write(body, end, 'utf8');
     else end += view(body).copy(out, end);
     this.#header(at, end - at - HEADER_BYTES, id, ANSWER);
+    if (now() - this.#began >= TOGETHER_MS) this.flush();
   }
 
   flush() {
     if (this.#used === 0) return;
     const chunk = this.#out.subarray(0, this.#used);
     this.#used = 0;
+    this.#began = now();
     if (this.#socket.destroyed) return;
     this.#socket.write(chunk);
     // What the kernel did not take at once belongs to the socket now.

@@ -22,28 +22,28 @@ function read(req, res) {
   req.originalUrl = req.url;
   const rest = req.url.slice(+prefix);
   req.url = rest.charCodeAt(0) === 47 ? rest : `/${rest}`;
-  return { key, call: { requestId, timeoutMs: +timeoutMs, clientIp, req, res } };
+  return { key, requestId, timeoutMs: +timeoutMs, clientIp, req, res };
 }
 
 function createServer(calls) {
   function handle(req, res) {
-    const found = read(req, res);
-    if (found === null) res.writeHead(400).end();
-    else calls.start(found.key, found.call);
+    const call = read(req, res);
+    if (call === null) res.writeHead(400).end();
+    else calls.start(call);
   }
 
   function upgrade(req, socket, head) {
     socket.on('error', () => socket.destroy());
-    const found = read(req, null);
-    if (found === null) return void socket.destroy();
-    if (calls.upgrade(found.key, found.call, socket, head)) return;
+    const call = read(req, null);
+    if (call === null) return void socket.destroy();
+    if (calls.upgrade(call, socket, head)) return;
     // Not every function knows upgrades: it sees an ordinary request, and its answer says so.
     const res = new http.ServerResponse(req);
     res.shouldKeepAlive = false;
     res.assignSocket(socket);
     res.on('finish', () => socket.end());
-    found.call.res = res;
-    calls.start(found.key, found.call);
+    call.res = res;
+    calls.start(call);
   }
 
   const server = http.createServer({ maxHeaderSize: 64 * 1024, keepAliveTimeout: 0, requestTimeout: 0, headersTimeout: 0, noDelay: false }, handle);

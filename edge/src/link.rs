@@ -10,7 +10,7 @@ mod tests;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hearth_model::protocol::link as frames;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use parse::{Answer, Malformed, RawFrame, UNKNOWN, first_frame, parse_answer, said_length};
 use std::{
@@ -31,9 +31,10 @@ const KEPT_BYTES: usize = 64 * 1024;
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Credit is given in pieces of at least this, so that small frames cost no frame of ours each.
 const CREDIT_BYTES_MIN: usize = frames::WINDOW_BYTES / 4;
-
-/// Of a cancelled exchange: an answer's head and a window, in frames however small.
-const LATE_BYTES: usize = frames::PAYLOAD_BYTES_MAX + frames::WINDOW_BYTES * (frames::HEADER_BYTES + 1);
+/// Exchanges that were given up and that the runtime has not ended; more end the link. Each may still send its answer's head and one window.
+const GIVEN_UP_MAX: usize = 4_096;
+/// Frames taken before others of this thread have their turn.
+const FRAMES_PER_TURN: usize = 256;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,12 +58,17 @@ impl fmt::Display for CallError {
 struct Exchange {
     /// Where its call begins among all bytes that were ever put.
     start: u64,
+    /// Whether its answer has begun.
+    answered: bool,
+    /// That beginning, until it is taken.
     head: Option<Answer>,
     /// Together, however small the frames were that it came in.
     data: BytesMut,
     /// Data that came and for which no credit was given yet, waiting here or passed on.
     uncredited: usize,
     end: Option<Result<(), CallError>>,
+    /// Nobody waits for it here; it is known until the runtime ends it.
+    given_up: bool,
     waker: Option<Waker>,
 }
 
@@ -91,8 +97,8 @@ struct State {
     taken: u64,
     exchanges: HashMap<u32, SharedExchange>,
     next: u32,
-    /// How much may still come for exchanges that were cancelled.
-    late_bytes: usize,
+    /// How many of the exchanges are given up.
+    given_up: usize,
     ended: Option<String>,
     /// Nobody makes calls any more: the connection closes with its last exchange.
     leaving: bool,
@@ -116,64 +122,79 @@ impl State {
         }
     }
 
-    fn cancel(&mut self, exchange: u32) {
-        if self.exchanges.remove(&exchange).is_some() && self.ended.is_none() {
-            self.frame(exchange, frames::CANCEL, |_| {});
-            self.late_bytes = self.late_bytes.saturating_add(LATE_BYTES);
+    /// Nobody waits for the rest. The runtime is told unless all that was wanted has come.
+    fn give_up(&mut self, id: u32, tell: bool) {
+        let Some(exchange) = self.exchanges.get(&id) else { return };
+        {
+            let mut exchange = exchange.borrow_mut();
+            if exchange.given_up {
+                return;
+            }
+            exchange.given_up = true;
+            exchange.data = BytesMut::new();
+        }
+        self.given_up += 1;
+        if tell {
+            self.frame(id, frames::CANCEL, |_| {});
+        } else if let Some(task) = &self.task {
+            task.wake_by_ref();
         }
     }
 
     /// Takes one frame; an error ends the link.
     fn receive(&mut self, frame: &RawFrame<'_>) -> Result<(), Malformed> {
-        let Some(exchange) = self.exchanges.get(&frame.exchange) else {
-            // It was cancelled, and this was on its way; else a runtime could keep a worker busy with frames for nobody.
-            let bytes = frames::HEADER_BYTES + frame.payload.len();
-            let left = self.late_bytes.checked_sub(bytes).filter(|_| (frames::ANSWER..=frames::BROKEN).contains(&frame.kind));
-            self.late_bytes = left.ok_or(UNKNOWN)?;
-            return Ok(());
-        };
-        let end = {
-            let mut exchange = exchange.borrow_mut();
-            match frame.kind {
-                frames::ANSWER if exchange.head.is_none() && exchange.end.is_none() => match parse_answer(frame.payload)? {
-                    Ok(answer) => {
-                        if answer.whole {
-                            exchange.end = Some(Ok(()));
-                        } else if !answer.body.is_empty() {
-                            return Err(Malformed::new("a body before its window"));
-                        }
-                        exchange.head = Some(answer);
+        let shared = self.exchanges.get(&frame.exchange).ok_or(UNKNOWN)?;
+        let mut exchange = shared.borrow_mut();
+        let (mut last, mut unreadable) = (false, false);
+        match frame.kind {
+            frames::ANSWER if !exchange.answered => {
+                exchange.answered = true;
+                let (whole, answer) = parse_answer(frame.payload)?;
+                last = whole;
+                match answer {
+                    Ok(answer) => exchange.head = Some(answer),
+                    Err(error) => {
+                        exchange.end = Some(Err(CallError::Broken(error.to_string())));
+                        unreadable = !whole;
                     }
-                    Err(error) => exchange.end = Some(Err(CallError::Broken(error.to_string()))),
-                },
-                frames::DATA if exchange.head.is_some() && !frame.payload.is_empty() => {
-                    exchange.uncredited += frame.payload.len();
-                    if exchange.uncredited > frames::WINDOW_BYTES {
-                        return Err(Malformed::new("more data than its window takes"));
-                    }
+                }
+                if whole {
+                    exchange.end.get_or_insert(Ok(()));
+                }
+            }
+            frames::DATA if exchange.answered && !frame.payload.is_empty() => {
+                exchange.uncredited += frame.payload.len() + frames::FRAME_COST_BYTES;
+                if exchange.uncredited > frames::WINDOW_BYTES {
+                    return Err(Malformed::new("more data than its window takes"));
+                }
+                if !exchange.given_up {
                     exchange.data.extend_from_slice(frame.payload);
                 }
-                frames::END if exchange.head.is_some() => exchange.end = Some(Ok(())),
-                frames::BROKEN => exchange.end = Some(Err(CallError::Broken("the answer broke off".into()))),
-                _ => return Err(UNKNOWN),
             }
-            exchange.wake();
-            exchange.end.as_ref().map(Result::is_ok)
-        };
-        match (end, frame.kind) {
-            (None, _) => {}
-            // The rest of such an answer may follow.
-            (Some(false), frames::ANSWER) => self.cancel(frame.exchange),
-            (Some(_), _) => {
-                self.exchanges.remove(&frame.exchange);
+            frames::END if exchange.answered => {
+                last = true;
+                exchange.end.get_or_insert(Ok(()));
             }
+            frames::BROKEN => {
+                last = true;
+                exchange.end.get_or_insert_with(|| Err(CallError::Broken("the answer broke off".into())));
+            }
+            _ => return Err(UNKNOWN),
+        }
+        exchange.wake();
+        let given_up = exchange.given_up;
+        drop(exchange);
+        if last {
+            self.exchanges.remove(&frame.exchange);
+            self.given_up -= usize::from(given_up);
+        } else if unreadable {
+            self.give_up(frame.exchange, true);
         }
         Ok(())
     }
 
-    fn poll(&mut self, cx: &Context<'_>, stream: &mut UnixStream, read: &mut BytesMut) -> Poll<String> {
-        // Tokio's own budget makes this end when others wait.
-        let cx = &mut Context::from_waker(cx.waker());
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut UnixStream, read: &mut BytesMut) -> Poll<String> {
+        let mut frames_left = FRAMES_PER_TURN;
         loop {
             while !self.out.is_empty() {
                 match Pin::new(&mut *stream).poll_write(cx, &self.out) {
@@ -189,11 +210,29 @@ impl State {
             if self.out.len() > 2 * UNWRITTEN_BYTES_MAX {
                 return Poll::Ready("the runtime does not read".into());
             }
+            if self.given_up > GIVEN_UP_MAX {
+                return Poll::Ready("the runtime does not end what was cancelled".into());
+            }
             if self.out.is_empty() && self.out.capacity() > KEPT_BYTES {
                 self.out = BytesMut::new();
             }
-            if self.leaving && self.exchanges.is_empty() {
+            if self.leaving && self.exchanges.len() == self.given_up {
                 return Poll::Ready("left".into());
+            }
+            loop {
+                if frames_left == 0 {
+                    cx.waker().wake_by_ref();
+                    self.note_task(cx);
+                    return Poll::Pending;
+                }
+                match first_frame(read)
+                    .and_then(|first| first.map(|(frame, bytes)| self.receive(&frame).map(|()| bytes)).transpose())
+                {
+                    Ok(Some(bytes)) => read.advance(bytes),
+                    Ok(None) => break,
+                    Err(malformed) => return Poll::Ready(malformed.to_string()),
+                }
+                frames_left -= 1;
             }
             if read.is_empty() && read.capacity() > KEPT_BYTES {
                 *read = BytesMut::new();
@@ -205,20 +244,15 @@ impl State {
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
                 Poll::Pending => break,
             }
-            loop {
-                match first_frame(read)
-                    .and_then(|first| first.map(|(frame, bytes)| self.receive(&frame).map(|()| bytes)).transpose())
-                {
-                    Ok(Some(bytes)) => read.advance(bytes),
-                    Ok(None) => break,
-                    Err(malformed) => return Poll::Ready(malformed.to_string()),
-                }
-            }
         }
+        self.note_task(cx);
+        Poll::Pending
+    }
+
+    fn note_task(&mut self, cx: &Context<'_>) {
         if !self.task.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
         }
-        Poll::Pending
     }
 
     fn end(&mut self, detail: &str) {
@@ -230,6 +264,7 @@ impl State {
             exchange.end.get_or_insert(Err(error));
             exchange.wake();
         }
+        (self.out, self.given_up) = (BytesMut::new(), 0);
         self.ended = Some(detail.to_owned());
     }
 }
@@ -271,7 +306,8 @@ impl Link {
     /// Whether any call is under way.
     #[must_use]
     pub fn is_used(&self) -> bool {
-        !self.state.borrow().exchanges.is_empty()
+        let state = self.state.borrow();
+        state.exchanges.len() > state.given_up
     }
 
     /// Makes a call whose head is written by `head`. `bodiless` says that the answer to it has no body (`HEAD`).
@@ -279,10 +315,12 @@ impl Link {
         let mut state = self.state.borrow_mut();
         let exchange = SharedExchange::new(RefCell::new(Exchange {
             start: state.put,
+            answered: false,
             head: None,
             data: BytesMut::new(),
             uncredited: 0,
             end: state.ended.clone().map(|detail| Err(CallError::NotSent(detail))),
+            given_up: false,
             waker: None,
         }));
         let mut id = state.next;
@@ -325,7 +363,7 @@ struct Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if self.exchange.borrow().end.is_none() {
-            self.link.borrow_mut().cancel(self.id);
+            self.link.borrow_mut().give_up(self.id, true);
         }
     }
 }
@@ -345,14 +383,7 @@ impl Future for Call {
         let answer = {
             let mut exchange = part.exchange.borrow_mut();
             match (exchange.head.take(), &exchange.end) {
-                (Some(answer), _) => {
-                    if !answer.whole {
-                        // Kept for the rule that data follows an answer.
-                        exchange.head =
-                            Some(Answer { status: answer.status, headers: HeaderMap::new(), whole: false, body: Bytes::new() });
-                    }
-                    Ok(answer)
-                }
+                (Some(answer), _) => Ok(answer),
                 (None, Some(Err(error))) => Err(error.clone()),
                 (None, _) => {
                     let _: Poll<()> = exchange.wait(cx);
@@ -371,13 +402,17 @@ fn respond(answer: Answer, part: Part, bodiless: bool) -> Result<Response<LinkBo
     let Answer { status, mut headers, whole, body } = answer;
     headers.remove(header::TRANSFER_ENCODING);
     let bodiless = bodiless || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if whole && !bodiless {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let said = said_length(&headers).map_err(|error| CallError::Broken(error.to_string()))?;
+    if let Some(bytes) = said {
+        // Once, though it may have been said twice.
+        headers.insert(header::CONTENT_LENGTH, bytes.into());
+    }
     let body = match (whole, bodiless) {
         (true, true) => LinkBody(Source::Whole(Bytes::new())),
-        (true, false) => {
-            headers.remove(header::CONTENT_LENGTH);
-            LinkBody(Source::Whole(body))
-        }
+        (true, false) => LinkBody(Source::Whole(body)),
         (false, _) => LinkBody(Source::Stream(Stream { part, left: said.filter(|_| !bodiless), ended: false })),
     };
     let mut response = Response::new(body);
@@ -430,6 +465,15 @@ impl Stream {
             self.part.link.borrow_mut().frame(self.part.id, frames::CREDIT, |out| out.put_u32_le(passed));
         }
         Poll::Ready(Some(Ok(chunk)))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // All that the head promised has come: what the function does after it is not a matter of the client's.
+        if self.left == Some(0) && self.part.exchange.borrow().end.is_none() {
+            self.part.link.borrow_mut().give_up(self.part.id, false);
+        }
     }
 }
 

@@ -74,16 +74,17 @@ impl fmt::Display for CallHeader<'_> {
 /// The frames of `link.sock`.
 ///
 /// A frame is nine bytes and a payload: the payload's length (4 bytes, little-endian), the exchange (4 bytes, little-endian), the kind (1 byte).
-/// An exchange is one request and its answer; the node numbers them, each number once while it is in use. What comes for an exchange
-/// that was cancelled is ignored, within what it could have sent; what fits no rule ends the connection.
+/// An exchange is one request and its answer; the node numbers them, each number once while it is in use. The last frame of every exchange
+/// comes from the runtime, also of a cancelled one: a whole answer, an end, or a break. What fits no rule ends the connection: among it a
+/// frame after the last, data that is empty or before its answer, and a body in an answer that is not whole.
 ///
 /// From the node:
 ///
 /// | kind | | payload |
 /// | --- | --- | --- |
 /// | 1 | call | length of the head (4 bytes), head, all of the body |
-/// | 2 | cancel | nobody waits for the answer any more |
-/// | 3 | credit | how many bytes of the answer were passed on since the last one (4 bytes) |
+/// | 2 | cancel | nobody waits for the answer any more; unless it has ended, a break is the reply |
+/// | 3 | credit | how much of the window is free again (4 bytes) |
 ///
 /// A call's head is text in Latin-1, its fields separated by line feeds: the first five are those of [`CallHeader`], then method, target, and
 /// name and value of every header.
@@ -92,13 +93,13 @@ impl fmt::Display for CallHeader<'_> {
 ///
 /// | kind | | payload |
 /// | --- | --- | --- |
-/// | 1 | answer | status (2 bytes), 1 if this is all of it and 0 if not (1 byte), length of the head (4 bytes), head, body |
+/// | 1 | answer | status (2 bytes), 1 if this is all of it and 0 if not (1 byte), length of the head (4 bytes), head, body if all of it |
 /// | 2 | data | more of the body |
 /// | 3 | end | the body is whole |
-/// | 4 | broken | the answer ends here and is not whole |
+/// | 4 | broken | nothing follows, and the answer is not whole, or there is none |
 ///
-/// An answer's head is name and value of every header, as above. Of an answer in several frames at most [`link::WINDOW_BYTES`](WINDOW_BYTES) may be on
-/// their way: without credit for them the runtime waits.
+/// An answer's head is name and value of every header, as above. Of an answer's data at most [`link::WINDOW_BYTES`](WINDOW_BYTES) may be on
+/// their way, each frame counting [`link::FRAME_COST_BYTES`](FRAME_COST_BYTES) more than it has: without credit for them the runtime waits.
 pub mod link {
     /// In front of every payload.
     pub const HEADER_BYTES: usize = 9;
@@ -106,6 +107,8 @@ pub mod link {
     pub const PAYLOAD_BYTES_MAX: usize = 192 * 1024;
     /// Of one answer's data that the node has not given credit for.
     pub const WINDOW_BYTES: usize = 64 * 1024;
+    /// What a frame of data takes of the window besides its bytes, so that small frames are bounded in number.
+    pub const FRAME_COST_BYTES: usize = 64;
 
     /// A request.
     pub const CALL: u8 = 1;

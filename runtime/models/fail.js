@@ -15,6 +15,13 @@ function fail(ctx, reason, message) {
   res.end(body);
 }
 
-const describe = (error) => String((error && error.stack) || error);
+// Anything can be thrown, also what has no text.
+function describe(error) {
+  try {
+    return String((error && error.stack) || error);
+  } catch {
+    return 'something that cannot be written as text';
+  }
+}
 
 module.exports = { fail, describe };

@@ -66,14 +66,25 @@ function write(ctx, response) {
 
 async function pump(ctx, reader) {
   const { res } = ctx;
-  res.on('close', () => reader.cancel(new DOMException('The client went away.', 'AbortError')).catch(() => {}));
+  let goOn = null;
+  const close = () => {
+    reader.cancel(new DOMException('The client went away.', 'AbortError')).catch(() => {});
+    goOn?.();
+  };
+  if (res.destroyed) return close();
+  res.on('close', close);
   res.flushHeaders();
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return void res.end();
       if (!(value instanceof Uint8Array) && typeof value !== 'string') throw new TypeError('a body must be made of bytes');
-      if (!res.write(value)) await new Promise((resolve) => { res.once('drain', resolve); res.once('close', resolve); });
+      if (!res.write(value) && !res.destroyed) {
+        await new Promise((resolve) => {
+          goOn = resolve;
+          res.once('drain', resolve);
+        });
+      }
       if (res.destroyed) return;
     }
   } catch (error) {

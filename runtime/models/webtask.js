@@ -2,14 +2,16 @@
 // The webtask model. Its error bodies are part of the model: they are the function's own answer, marked `hearth-fault: tenant`.
 
 const { readBody } = require('./body');
+const { describe: asText } = require('./fail');
 const { createStorage } = require('./storage');
 const querystring = require('node:querystring');
 
 function answer(ctx, status, body) {
   if (ctx.done || ctx.res.headersSent) return void ctx.res.destroy();
+  // First, since what was thrown may not be possible to write as JSON.
+  const text = JSON.stringify(body, null, 2);
   ctx.done = true;
   for (const name of ctx.res.getHeaderNames()) ctx.res.removeHeader(name);
-  const text = JSON.stringify(body, null, 2);
   ctx.res.writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text), 'hearth-fault': 'tenant' });
   ctx.res.end(text);
 }
@@ -24,7 +26,7 @@ function describe(error) {
 const returned = (ctx, error) => answer(ctx, 400, { code: 400, error: 'Script returned an error.', ...describe(error) });
 
 function threw(ctx, error, when) {
-  ctx.fn.logs.lines('error', String((error && error.stack) || error), ctx);
+  ctx.fn.logs.lines('error', asText(error), ctx);
   const body = { code: 500, error: `Script generated an unhandled ${when} exception.`, ...describe(error) };
   if (when === 'asynchronous' && isError(error)) body.stack = error.stack;
   answer(ctx, 500, body);

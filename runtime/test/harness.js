@@ -25,6 +25,8 @@ function answered(status, rawHeaders, body) {
 
 // The node's end of the link.
 class LinkClient {
+  static FRAME_COST = 64;
+
   constructor(socketPath) {
     this.socket = net.connect(socketPath);
     this.next = 0;
@@ -84,12 +86,13 @@ class LinkClient {
     if (kind === 1) {
       const head = 7 + payload.readUInt32LE(3);
       const text = payload.toString('latin1', 7, head);
+      exchange.at = Date.now();
       Object.assign(exchange, { status: payload.readUInt16LE(0), rawHeaders: text ? text.split('\n') : [] });
       exchange.chunks.push(Buffer.from(payload.subarray(head)));
       if (payload[2] === 0) return;
     } else if (kind === 2) {
       exchange.chunks.push(Buffer.from(payload));
-      if (this.credits) this.credit(exchange, payload.length);
+      if (this.credits) this.credit(exchange, payload.length + LinkClient.FRAME_COST);
       return;
     } else if (kind === 4) return exchange.reject(new Error('the answer broke off'));
     exchange.resolve(answered(exchange.status, exchange.rawHeaders, Buffer.concat(exchange.chunks)));

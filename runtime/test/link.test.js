@@ -47,7 +47,8 @@ test('an answer waits for credit while others pass', async () => {
   const long = link.call(fields('long'));
   await pause(100);
   const came = () => long.chunks.reduce((sum, chunk) => sum + chunk.length, 0);
-  assert.equal(came(), WINDOW);
+  const frames = long.chunks.filter((chunk) => chunk.length > 0).length;
+  assert.equal(came() + frames * LinkClient.FRAME_COST, WINDOW);
   assert.equal((await link.call(fields('slow', 'GET', '?n=3')).answer).text, '3');
   link.credits = true;
   link.credit(long, WINDOW);
@@ -107,6 +108,92 @@ test('an answer that waits for others goes before the process ends', async () =>
   await other.load('gone', { 'index.mjs': 'export default async () => { queueMicrotask(() => queueMicrotask(() => process.exit(0))); return new Response("answered"); };' });
   assert.equal((await other.link.call(fields('gone')).answer).text, 'answered');
   await other.stop();
+});
+
+test('what escapes from one call costs that call alone, wherever the frames are cut', async () => {
+  const bad = {
+    'throws-circle': ['index.js', 'module.exports = (cb) => { const a = {}; a.a = a; throw a; };'],
+    'throws-nothing': ['index.mjs', 'export default () => { throw Object.create(null); };'],
+    'rejects-nothing': ['index.js', 'exports.handler = async () => { throw Object.create(null); };'],
+    'throws-text': ['index.mjs', 'export default () => { throw { get stack() { throw 1; } }; };'],
+  };
+  await runtime.load('echo', 'module.exports = (c, cb) => cb(null, { got: c.body_raw });');
+  for (const [name, [file, source]] of Object.entries(bad)) {
+    await runtime.load(name, { [file]: source });
+    const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+    const call = (id, name, body = '') => LinkClient.call(id, fields(name, 'POST'), { 'content-length': body.length }, body);
+    const answer = (id) => new Promise((resolve, reject) => link.exchanges.set(id, { id, chunks: [], resolve, reject }));
+    const answers = [answer(0), answer(1), answer(2)];
+    answers[0].catch(() => {});
+    // The last one's body is a frame itself, which must not be read as one.
+    const forged = call(9, 'echo').toString('latin1');
+    const all = Buffer.concat([call(0, name), call(1, 'echo', 'one'), call(2, 'echo', forged)]);
+    const cut = all.length - forged.length - 20;
+    link.socket.write(all.subarray(0, cut));
+    await pause(20);
+    link.socket.write(all.subarray(cut));
+    assert.deepEqual([(await answers[1]).json.got, (await answers[2]).json.got], ['one', forged], name);
+    const failed = await answers[0].then(({ status }) => status, () => 502);
+    assert.ok(failed >= 500, name);
+    assert.equal(link.exchanges.size, 3);
+    link.socket.destroy();
+  }
+});
+
+test('a detached buffer breaks its own answer', async () => {
+  await runtime.load('detaches', { 'index.mjs': `export default () => new Response(new ReadableStream({ start(c) {
+    const bytes = new Uint8Array(200000); c.enqueue(bytes); setTimeout(() => structuredClone(bytes.buffer, { transfer: [bytes.buffer] }), 20); } }));` });
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  link.credits = false;
+  const detached = link.call(fields('detaches'));
+  await pause(60);
+  link.credit(detached, WINDOW);
+  await assert.rejects(detached.answer);
+  assert.equal((await link.call(fields('slow', 'GET', '?n=6')).answer).text, '6');
+  link.socket.destroy();
+});
+
+test('calls that came together are answered one after the other', async () => {
+  const busy = 'const end = Date.now() + 40; while (Date.now() < end);';
+  const sources = {
+    'busy-sync': `export default () => { ${busy} return new Response('x'); };`,
+    'busy-async': `export default async () => { ${busy} return new Response('x'); };`,
+    'busy-later': `export default async () => { await null; ${busy} return new Response('x'); };`,
+  };
+  for (const [name, source] of Object.entries(sources)) {
+    await runtime.load(name, { 'index.mjs': source });
+    const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+    await link.call(fields(name)).answer;
+    link.socket.cork();
+    const calls = Array.from({ length: 6 }, () => link.call(fields(name)));
+    link.socket.uncork();
+    await Promise.all(calls.map(({ answer }) => answer));
+    // In order, and the first long before the last is done: each of the five between them takes 40 ms.
+    assert.ok(calls[5].at - calls[0].at >= 120, `${name}: ${calls.map(({ at }) => at - calls[0].at)}`);
+    link.socket.destroy();
+  }
+});
+
+test('a function may say the length of its answer itself', async () => {
+  const sources = {
+    'says': 'export default () => new Response("hello", { headers: { "content-length": "5" } });',
+    'says-stream': 'export default () => new Response(new Blob(["hello"]).stream(), { headers: { "content-length": "5" } });',
+  };
+  for (const [name, source] of Object.entries(sources)) {
+    await runtime.load(name, { 'index.mjs': source });
+    assert.equal((await runtime.link.call(fields(name)).answer).text, 'hello');
+  }
+});
+
+test('a cancelled call is ended by the runtime, once', async () => {
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  const call = link.call(fields('waits', 'GET', '?third'));
+  await pause(30);
+  link.cancel(call);
+  await assert.rejects(call.answer, /broke off/);
+  link.cancel(call);
+  assert.equal((await link.call(fields('slow', 'GET', '?n=8')).answer).text, '8');
+  link.socket.destroy();
 });
 
 test('who sends nonsense loses the connection, and nobody else does', async () => {

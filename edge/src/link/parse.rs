@@ -55,11 +55,11 @@ pub struct Answer {
     pub(super) body: Bytes,
 }
 
-/// Reads the payload of an answer: an error for the link, or one for its exchange alone.
+/// Reads the payload of an answer: whether it is whole, and the answer or what is wrong with its head, which concerns its exchange alone.
 ///
 /// # Errors
 /// When the payload contradicts itself.
-pub fn parse_answer(payload: &[u8]) -> Result<Result<Answer, Malformed>, Malformed> {
+pub fn parse_answer(payload: &[u8]) -> Result<(bool, Result<Answer, Malformed>), Malformed> {
     const SHORT: Malformed = Malformed("an answer that is too short");
     let (mut fixed, rest) = payload.split_at_checked(7).ok_or(SHORT)?;
     let (status, whole, head) = (fixed.get_u16_le(), fixed.get_u8(), fixed.get_u32_le() as usize);
@@ -68,8 +68,11 @@ pub fn parse_answer(payload: &[u8]) -> Result<Result<Answer, Malformed>, Malform
     if head > body.len() || whole > 1 {
         return Err(SHORT);
     }
-    let head = body.split_to(head);
-    Ok(parse_head(status, &head).map(|(status, headers)| Answer { status, headers, whole: whole == 1, body }))
+    let (whole, head) = (whole == 1, body.split_to(head));
+    if !whole && !body.is_empty() {
+        return Err(Malformed("a body before its window"));
+    }
+    Ok((whole, parse_head(status, &head).map(|(status, headers)| Answer { status, headers, whole, body })))
 }
 
 fn parse_head(status: u16, head: &Bytes) -> Result<(StatusCode, HeaderMap), Malformed> {
@@ -91,11 +94,19 @@ fn parse_head(status: u16, head: &Bytes) -> Result<(StatusCode, HeaderMap), Malf
             return Err(Malformed("too many headers"));
         }
         let name = HeaderName::from_bytes(name).map_err(|_| Malformed("a header's name that is none"))?;
-        let value =
-            HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Malformed("a header's value that is none"))?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(trimmed(value)))
+            .map_err(|_| Malformed("a header's value that is none"))?;
         headers.append(name, value);
     }
     Ok((status, headers))
+}
+
+/// Without the white space around it that no value has (RFC 9110, 5.5).
+fn trimmed(value: &[u8]) -> &[u8] {
+    let is_space = |b: &u8| matches!(b, b' ' | b'\t');
+    let start = value.iter().position(|b| !is_space(b)).unwrap_or(value.len());
+    let end = value.iter().rposition(|b| !is_space(b)).map_or(start, |last| last + 1);
+    &value[start..end]
 }
 
 /// What an answer's head says of its body's length.
@@ -103,8 +114,8 @@ pub(super) fn said_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed>
     let mut said = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = said.next() else { return Ok(None) };
     let digits = first.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
-    match (digits.and_then(|text| text.parse().ok()), said.next()) {
-        (Some(bytes), None) => Ok(Some(bytes)),
+    match digits.and_then(|text| text.parse().ok()) {
+        Some(bytes) if said.all(|again| again == first) => Ok(Some(bytes)),
         _ => Err(Malformed("a content-length that is none")),
     }
 }

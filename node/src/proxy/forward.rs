@@ -161,17 +161,12 @@ pub(super) async fn send(
     linked: bool,
 ) -> Result<Sent, SendError> {
     if linked && let Some(body) = request.body().whole() {
-        for fresh in [false, true] {
-            let link = match worker.connections.link(container).await {
-                Ok(link) => link,
-                Err(error) => return Err(SendError::NotSent(Box::new(request), error.to_string())),
-            };
-            if link.is_full() {
-                break;
-            }
+        for last in [false, true] {
+            // Without a link that takes it, HTTP does as well.
+            let Some(link) = worker.connections.link(container).await.ok().filter(|link| !link.is_full()) else { break };
             match link.call(request.method() == Method::HEAD, |out| write_head(out, call, &request), &body).await {
                 Ok(response) => return Ok((response.map(AnswerBody::Link), None)),
-                Err(CallError::NotSent(_)) if !fresh => {}
+                Err(CallError::NotSent(_)) if !last => {}
                 Err(CallError::NotSent(detail)) => return Err(SendError::NotSent(Box::new(request), detail)),
                 Err(CallError::Broken(detail)) => return Err(SendError::Broken(detail)),
             }
@@ -195,7 +190,8 @@ fn write_head(out: &mut BytesMut, call: &CallHeader<'_>, request: &Request<Reque
     for text in [call.client_ip, request.method().as_str(), target] {
         field(text.as_bytes());
     }
-    for (name, value) in request.headers() {
+    // A try over HTTP may have put the same into a header, which is not the function's.
+    for (name, value) in request.headers().iter().filter(|(name, _)| *name != header::CALL) {
         field(name.as_str().as_bytes());
         field(value.as_bytes());
     }
