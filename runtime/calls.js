@@ -3,7 +3,7 @@
 // which it arose.
 
 const { run, current } = require('./context');
-const { flushLinks } = require('./link');
+const { leaveLinks } = require('./link');
 const { models } = require('./models');
 const { fail, describe } = require('./models/fail');
 
@@ -85,12 +85,11 @@ function createCalls({ functions, control, logs }) {
     control.send({ t: 'exit', function: ctx?.fn.name, code: exitCode });
     const body = JSON.stringify({ message: `the function ended its process with code ${exitCode}` });
     const headers = { 'hearth-error': 'exit', 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)) };
+    leaveLinks(502, headers, body);
     for (const { res } of [...running]) {
-      if (res.leave) res.leave(502, headers, body);
       // Written past the response object, since nothing asynchronous happens any more.
-      else if (!res.headersSent && res.socket) res.socket.write(asText(headers, body));
+      if (!res.headersSent && res.socket) res.socket.write(asText(headers, body));
     }
-    flushLinks();
     reallyExit.call(process, exitCode);
   }
   process.exit = exit;

@@ -6,6 +6,7 @@
 const net = require('node:net');
 const { IncomingMessage, validateHeaderName, validateHeaderValue } = require('node:http');
 
+const NOTHING = Buffer.alloc(0);
 const HEADER_BYTES = 9;
 const FRAME_MAX = 192 * 1024;
 // How much of one answer may be on its way: what the node has not passed on yet. Every frame counts for some bytes more than it has.
@@ -143,8 +144,10 @@ class LinkResponse {
   write(chunk) {
     if (this.destroyed || this.#ending) return false;
     this.flushHeaders();
-    if (this.destroyed || this.#bodiless || chunk.length === 0) return true;
-    this.#waiting.push(typeof chunk === 'string' ? Buffer.from(chunk) : view(chunk));
+    if (this.destroyed || this.#bodiless) return true;
+    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : view(chunk);
+    if (bytes.length === 0) return true;
+    this.#waiting.push(bytes);
     this.#pump();
     return this.#waiting.length === 0;
   }
@@ -167,6 +170,8 @@ class LinkResponse {
   #pump() {
     while (this.#waiting.length > 0 && this.#onWay + FRAME_COST < WINDOW) {
       const [first] = this.#waiting;
+      // Its function took the memory away while it waited.
+      if (first.length === 0) return this.destroy();
       const bytes = Math.min(first.length, WINDOW - this.#onWay - FRAME_COST);
       this.#link.frame(this.#id, DATA, first.subarray(0, bytes));
       this.#onWay += bytes + FRAME_COST;
@@ -225,7 +230,10 @@ class Link {
   #socket;
   #calls;
   #exchanges = new Map();
+  // What was read and not taken yet, from `#at` on; and the turns that calls in it wait for.
   #unread = null;
+  #at = 0;
+  #turns = 0;
   #began = 0;
   #out = Buffer.allocUnsafeSlow(BUFFER);
   #used = 0;
@@ -246,28 +254,49 @@ class Link {
   #read(data) {
     this.flush();
     this.#began = now();
-    this.#unread = this.#unread === null ? data : Buffer.concat([this.#unread, data]);
-    let first = null;
-    for (let chunk = this.#unread; chunk !== null && chunk.length >= HEADER_BYTES; chunk = this.#unread) {
-      const bytes = chunk.readUInt32LE(0);
-      if (bytes > FRAME_MAX) return void this.#socket.destroy();
-      const end = HEADER_BYTES + bytes;
-      if (chunk.length < end) break;
-      // What remains is set before a frame does anything, so that nothing it does can make another one be read from its middle.
-      this.#unread = chunk.length === end ? null : chunk.subarray(end);
-      const call = this.#take(chunk.readUInt32LE(4), chunk[8], chunk, HEADER_BYTES, end);
-      if (this.#socket.destroyed) return;
-      // Each call in a turn of its own, as if it had come alone: what the one before it does once it has started comes first.
-      if (call !== null && first === null) first = call;
-      else if (call !== null) later(this.#start, call);
-    }
-    if (first !== null) this.#start(first);
+    this.#unread = this.#unread === null ? data : Buffer.concat([this.#unread.subarray(this.#at), data]);
+    this.#at = 0;
+    // Each call in a turn of its own, as if it had come alone: what the one before it does once it has started comes first. It is taken apart
+    // only then, since what lives from turn to turn costs the garbage collector most.
+    const atOnce = this.#turns === 0 ? 1 : 0;
+    for (let calls = this.#waiting().length - atOnce; this.#turns < calls; this.#turns += 1) later(this.#turn);
+    if (atOnce === 1) this.#advance();
   }
 
-  #start = (call) => {
-    // It may have been cancelled while it waited for its turn.
-    if (!call.res.destroyed) this.#calls.start(call);
+  #turn = () => {
+    this.#turns -= 1;
+    this.#advance();
   };
+
+  // The exchanges of the calls that are there as a whole and wait for their turns.
+  #waiting() {
+    const chunk = this.#unread;
+    const ids = [];
+    for (let at = this.#at; chunk !== null && at + HEADER_BYTES <= chunk.length;) {
+      const end = at + HEADER_BYTES + chunk.readUInt32LE(at);
+      if (chunk[at + 8] === CALL && end <= chunk.length) ids.push(chunk.readUInt32LE(at + 4));
+      at = end;
+    }
+    return ids;
+  }
+
+  // Takes frames up to the second call, or those that are there.
+  #advance() {
+    for (let started = false; this.#unread !== null && !this.#socket.destroyed;) {
+      const [chunk, at] = [this.#unread, this.#at];
+      if (at + HEADER_BYTES > chunk.length) return;
+      const bytes = chunk.readUInt32LE(at);
+      if (bytes > FRAME_MAX) return void this.#socket.destroy();
+      const [start, end] = [at + HEADER_BYTES, at + HEADER_BYTES + bytes];
+      const isCall = chunk[at + 8] === CALL;
+      if (end > chunk.length || (isCall && started)) return;
+      // What remains is set before a frame does anything, so that nothing it does can make another one be read from its middle.
+      this.#at = end;
+      if (end === chunk.length) this.#unread = null;
+      this.#take(chunk.readUInt32LE(at + 4), chunk[at + 8], chunk, start, end);
+      started ||= isCall;
+    }
+  }
 
   // Whatever one frame throws is its own exchange's matter.
   #guard(id, run) {
@@ -279,7 +308,7 @@ class Link {
     }
   }
 
-  // Takes a frame; gives the call, if it is one.
+  // Takes a frame.
   #take(id, kind, chunk, start, end) {
     if (kind === CALL) {
       const head = start + 4 + (end - start < 4 ? FRAME_MAX : chunk.readUInt32LE(start));
@@ -287,18 +316,23 @@ class Link {
       const fields = chunk.toString('latin1', start + 4, head).split('\n');
       const [key, requestId, timeoutMs, prefix, clientIp, method, target] = fields;
       if (target === undefined) return void this.#socket.destroy();
-      const req = new LinkRequest(method, target, +prefix, fields.slice(7), chunk.subarray(head, end));
+      const req = new LinkRequest(method, target, +prefix, fields.slice(7), head === end ? NOTHING : chunk.subarray(head, end));
       const res = new LinkResponse(this, id, method);
       this.#exchanges.set(id, res);
-      return { key, requestId, timeoutMs: +timeoutMs, clientIp, req, res };
-    }
-    if (kind === CANCEL) this.#guard(id, () => this.#exchanges.get(id)?.destroy());
+      this.#calls.start({ key, requestId, timeoutMs: +timeoutMs, clientIp, req, res });
+    } else if (kind === CANCEL) this.#guard(id, () => this.#exchanges.get(id)?.destroy());
     else if (kind === CREDIT && end - start === 4) this.#guard(id, () => this.#exchanges.get(id)?.credit(chunk.readUInt32LE(start)));
     else this.#socket.destroy();
-    return null;
   }
 
   forget(id) { this.#exchanges.delete(id); }
+
+  // The process ends now: whoever waits is told, also those whose calls have not begun.
+  leave(status, headers, body) {
+    for (const id of this.#waiting()) if (!this.#exchanges.has(id)) this.#exchanges.set(id, new LinkResponse(this, id, ''));
+    for (const res of [...this.#exchanges.values()]) res.leave(status, headers, body);
+    this.flush();
+  }
 
   // Room for so many bytes in the buffer that is sent when all that runs now has run.
   #room(bytes) {
@@ -354,11 +388,11 @@ class Link {
   }
 }
 
-// Sends what waits to be sent, before the process ends.
-function flushLinks() {
-  for (const link of links) link.flush();
+// Answers whoever waits, before the process ends.
+function leaveLinks(status, headers, body) {
+  for (const link of links) link.leave(status, headers, body);
 }
 
 const createLinkServer = (calls) => net.createServer((socket) => void new Link(socket, calls));
 
-module.exports = { createLinkServer, flushLinks };
+module.exports = { createLinkServer, leaveLinks };

@@ -1,40 +1,48 @@
-//! The link to a runtime: many requests at once over one connection, in the frames of [`hearth_model::protocol::link`].
+//! Links: many requests at once over one connection, in the frames of [`hearth_model::protocol::link`]. A router has them to nodes, and a
+//! node to runtimes.
 //!
-//! A [`Link`] lives on one thread. Its task reads and writes the socket; calls that are made in one turn of that thread go out in one write,
-//! and answers that came together are read together. What comes from a runtime is hostile: an answer that makes no sense breaks its own
-//! exchange, a frame that makes none breaks the link.
+//! A [`Link`] is the end that calls, and lives on one thread. Its task reads and writes the socket; calls that are made in one turn of that
+//! thread go out in one write, and answers that came together are read together. What comes from a runtime is hostile: an answer that
+//! makes no sense breaks its own exchange, a frame that makes none breaks the link. [`serve`](serve::run) is the other end, on a node; a
+//! runtime's own is part of its program.
 
 mod parse;
+pub(crate) mod serve;
 #[cfg(test)]
 mod tests;
+mod wire;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use crate::BoxError;
+use bytes::{BufMut, Bytes, BytesMut};
 use hearth_model::protocol::link as frames;
 use http::{Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
-use parse::{Answer, Malformed, RawFrame, UNKNOWN, first_frame, parse_answer, said_length};
+use hyper::body::Incoming;
+pub use parse::AnswerLimits;
+use parse::{Answer, Malformed, RawFrame, UNKNOWN, parse_answer, said_length};
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt, io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
-use tokio::{io::AsyncWrite, net::UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+pub use wire::Fields;
+use wire::{Inbox, Outbox};
 
-/// Room for what is read from the socket at once; more only while a larger frame comes.
-const READ_BYTES: usize = 16 * 1024;
-/// A larger buffer that is empty is given back: a node has links to thousands of containers.
-const KEPT_BYTES: usize = 64 * 1024;
-/// Unwritten calls beyond which a link takes no more: the runtime does not read.
+/// Unwritten calls beyond which a link takes no more: the other end does not read.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Credit is given in pieces of at least this, so that small frames cost no frame of ours each.
 const CREDIT_BYTES_MIN: usize = frames::WINDOW_BYTES / 4;
-/// Exchanges that were given up and that the runtime has not ended; more end the link. Each may still send its answer's head and one window.
+/// Exchanges that were given up and that the other end has not ended; more end the link. Each may still send its answer's head and one window.
 const GIVEN_UP_MAX: usize = 4_096;
-/// Frames taken before others of this thread have their turn.
-const FRAMES_PER_TURN: usize = 256;
+/// Unwritten bytes beyond which a link ends on which nobody waits for anything.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
+/// An answer of which all has come that its head promised may take so long to end.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +75,10 @@ struct Exchange {
     /// Data that came and for which no credit was given yet, waiting here or passed on.
     uncredited: usize,
     end: Option<Result<(), CallError>>,
-    /// Nobody waits for it here; it is known until the runtime ends it.
+    /// Nobody waits for it here; it is known until the other end ends it.
     given_up: bool,
+    /// Whether the other end was told so.
+    told: bool,
     waker: Option<Waker>,
 }
 
@@ -89,40 +99,26 @@ impl Exchange {
 
 type SharedExchange = Rc<RefCell<Exchange>>;
 
-#[derive(Default)]
 struct State {
-    out: BytesMut,
-    /// Of all bytes ever: put into `out`, and taken from it by the socket.
-    put: u64,
-    taken: u64,
+    limits: AnswerLimits,
+    out: Outbox,
     exchanges: HashMap<u32, SharedExchange>,
     next: u32,
     /// How many of the exchanges are given up.
     given_up: usize,
+    /// Those of which the other end was not told, since all that was wanted of them had come; with the time.
+    untold: VecDeque<(Instant, u32)>,
+    /// Nothing can be written any more; what the other end had sent before is still read.
+    unwritable: Option<String>,
     ended: Option<String>,
+    /// The other end takes no more calls.
+    left: bool,
     /// Nobody makes calls any more: the connection closes with its last exchange.
     leaving: bool,
-    task: Option<Waker>,
 }
 
 impl State {
-    fn frame(&mut self, exchange: u32, kind: u8, payload: impl FnOnce(&mut BytesMut)) {
-        let before = self.out.len();
-        self.out.put_bytes(0, frames::HEADER_BYTES);
-        payload(&mut self.out);
-        let length = self.out.len() - before - frames::HEADER_BYTES;
-        debug_assert!(length <= frames::PAYLOAD_BYTES_MAX);
-        let mut header = &mut self.out[before..before + frames::HEADER_BYTES];
-        header.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
-        header.put_u32_le(exchange);
-        header.put_u8(kind);
-        self.put += (self.out.len() - before) as u64;
-        if let Some(task) = &self.task {
-            task.wake_by_ref();
-        }
-    }
-
-    /// Nobody waits for the rest. The runtime is told unless all that was wanted has come.
+    /// Nobody waits for the rest. The other end is told unless all that was wanted has come.
     fn give_up(&mut self, id: u32, tell: bool) {
         let Some(exchange) = self.exchanges.get(&id) else { return };
         {
@@ -130,28 +126,34 @@ impl State {
             if exchange.given_up {
                 return;
             }
-            exchange.given_up = true;
-            exchange.data = BytesMut::new();
+            (exchange.given_up, exchange.told) = (true, tell);
+            (exchange.data, exchange.head, exchange.waker) = (BytesMut::new(), None, None);
         }
         self.given_up += 1;
         if tell {
-            self.frame(id, frames::CANCEL, |_| {});
-        } else if let Some(task) = &self.task {
-            task.wake_by_ref();
+            self.out.frame(id, frames::CANCEL, |_| {});
+        } else {
+            self.untold.push_back((Instant::now(), id));
+            self.out.wake();
         }
     }
 
     /// Takes one frame; an error ends the link.
     fn receive(&mut self, frame: &RawFrame<'_>) -> Result<(), Malformed> {
+        if frame.kind == frames::LEAVE && frame.payload.is_empty() {
+            self.left = true;
+            return Ok(());
+        }
         let shared = self.exchanges.get(&frame.exchange).ok_or(UNKNOWN)?;
         let mut exchange = shared.borrow_mut();
         let (mut last, mut unreadable) = (false, false);
         match frame.kind {
             frames::ANSWER if !exchange.answered => {
                 exchange.answered = true;
-                let (whole, answer) = parse_answer(frame.payload)?;
+                let (whole, answer) = parse_answer(frame.payload, &self.limits)?;
                 last = whole;
                 match answer {
+                    Ok(_) if exchange.given_up => {}
                     Ok(answer) => exchange.head = Some(answer),
                     Err(error) => {
                         exchange.end = Some(Err(CallError::Broken(error.to_string())));
@@ -169,6 +171,9 @@ impl State {
                 }
                 if !exchange.given_up {
                     exchange.data.extend_from_slice(frame.payload);
+                } else if !exchange.told {
+                    exchange.told = true;
+                    self.out.frame(frame.exchange, frames::CANCEL, |_| {});
                 }
             }
             frames::END if exchange.answered => {
@@ -193,70 +198,39 @@ impl State {
         Ok(())
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut UnixStream, read: &mut BytesMut) -> Poll<String> {
-        let mut frames_left = FRAMES_PER_TURN;
-        loop {
-            while !self.out.is_empty() {
-                match Pin::new(&mut *stream).poll_write(cx, &self.out) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready("the socket takes nothing".into()),
-                    Poll::Ready(Ok(bytes)) => {
-                        self.out.advance(bytes);
-                        self.taken += bytes as u64;
-                    }
-                    Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
-                    Poll::Pending => break,
-                }
-            }
-            if self.out.len() > 2 * UNWRITTEN_BYTES_MAX {
-                return Poll::Ready("the runtime does not read".into());
-            }
-            if self.given_up > GIVEN_UP_MAX {
-                return Poll::Ready("the runtime does not end what was cancelled".into());
-            }
-            if self.out.is_empty() && self.out.capacity() > KEPT_BYTES {
-                self.out = BytesMut::new();
-            }
-            if self.leaving && self.exchanges.len() == self.given_up {
-                return Poll::Ready("left".into());
-            }
-            loop {
-                if frames_left == 0 {
-                    cx.waker().wake_by_ref();
-                    self.note_task(cx);
-                    return Poll::Pending;
-                }
-                match first_frame(read)
-                    .and_then(|first| first.map(|(frame, bytes)| self.receive(&frame).map(|()| bytes)).transpose())
-                {
-                    Ok(Some(bytes)) => read.advance(bytes),
-                    Ok(None) => break,
-                    Err(malformed) => return Poll::Ready(malformed.to_string()),
-                }
-                frames_left -= 1;
-            }
-            if read.is_empty() && read.capacity() > KEPT_BYTES {
-                *read = BytesMut::new();
-            }
-            read.reserve(READ_BYTES);
-            match tokio_util::io::poll_read_buf(Pin::new(&mut *stream), cx, read) {
-                Poll::Ready(Ok(0)) => return Poll::Ready("the runtime closed the link".into()),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
-                Poll::Pending => break,
+    fn poll<T>(&mut self, cx: &mut Context<'_>, stream: &mut T, inbox: &mut Inbox) -> Poll<String>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        while let Some((_, id)) = self.untold.front().copied().filter(|(since, _)| since.elapsed() >= END_TIMEOUT) {
+            self.untold.pop_front();
+            if let Some(exchange) = self.exchanges.get(&id)
+                && !std::mem::replace(&mut exchange.borrow_mut().told, true)
+            {
+                self.out.frame(id, frames::CANCEL, |_| {});
             }
         }
-        self.note_task(cx);
-        Poll::Pending
-    }
-
-    fn note_task(&mut self, cx: &Context<'_>) {
-        if !self.task.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            self.task = Some(cx.waker().clone());
+        if self.unwritable.is_none()
+            && let Poll::Ready(Err(error)) = self.out.poll_write(cx, stream)
+        {
+            self.unwritable = Some(error.to_string());
         }
+        let is_unread = self.out.waiting() > UNREAD_BYTES_MAX && self.exchanges.len() == self.given_up;
+        if is_unread || self.out.waiting() > 2 * UNWRITTEN_BYTES_MAX {
+            return Poll::Ready("the other end does not read".into());
+        }
+        let polled = inbox.poll_read(cx, stream, |frame| self.receive(frame));
+        if self.given_up > GIVEN_UP_MAX {
+            return Poll::Ready("the other end does not end what was cancelled".into());
+        }
+        if self.leaving && self.exchanges.len() == self.given_up {
+            return Poll::Ready("left".into());
+        }
+        polled
     }
 
     fn end(&mut self, detail: &str) {
-        let taken = self.taken;
+        let taken = self.out.taken();
         for (_, exchange) in self.exchanges.drain() {
             let mut exchange = exchange.borrow_mut();
             let detail = detail.to_owned();
@@ -264,26 +238,45 @@ impl State {
             exchange.end.get_or_insert(Err(error));
             exchange.wake();
         }
-        (self.out, self.given_up) = (BytesMut::new(), 0);
+        self.out.clear();
+        self.given_up = 0;
         self.ended = Some(detail.to_owned());
     }
 }
 
-/// One connection to a runtime. Dropping it closes the connection once the calls that were made are over.
+/// One connection. Dropping it closes the connection once the calls that were made are over.
 pub struct Link {
     state: Rc<RefCell<State>>,
 }
 
 impl Link {
-    /// Takes the connection over; on the `LocalSet` that it is called on, for good.
+    /// Takes the connection over, on the `LocalSet` that it is called on, until it ends or `gone` does: the other end is known to be dead.
     #[must_use]
-    pub fn open(mut stream: UnixStream) -> Self {
-        let state = Rc::<RefCell<State>>::default();
+    pub fn open<T>(mut stream: T, limits: AnswerLimits, gone: impl Future<Output = ()> + 'static) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let state = Rc::new(RefCell::new(State {
+            limits,
+            out: Outbox::default(),
+            exchanges: HashMap::new(),
+            next: 0,
+            given_up: 0,
+            untold: VecDeque::new(),
+            unwritable: None,
+            ended: None,
+            left: false,
+            leaving: false,
+        }));
         tokio::task::spawn_local({
             let state = Rc::clone(&state);
             async move {
-                let mut read = BytesMut::new();
-                let detail = std::future::poll_fn(|cx| state.borrow_mut().poll(cx, &mut stream, &mut read)).await;
+                let mut inbox = Inbox::default();
+                let detail = tokio::select! {
+                    biased;
+                    detail = std::future::poll_fn(|cx| state.borrow_mut().poll(cx, &mut stream, &mut inbox)) => detail,
+                    () = gone => "the other end is gone".into(),
+                };
                 tracing::debug!(detail, "a link ended");
                 state.borrow_mut().end(&detail);
             }
@@ -294,33 +287,35 @@ impl Link {
     /// Whether calls can be made on it.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.state.borrow().ended.is_none()
+        let state = self.state.borrow();
+        state.ended.is_none() && state.unwritable.is_none() && !state.left
     }
 
     /// Whether so much waits to be sent that a call should go another way.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.state.borrow().out.len() > UNWRITTEN_BYTES_MAX
+        self.state.borrow().out.waiting() > UNWRITTEN_BYTES_MAX
     }
 
-    /// Whether any call is under way.
+    /// How many calls are under way.
     #[must_use]
-    pub fn is_used(&self) -> bool {
+    pub fn in_flight(&self) -> usize {
         let state = self.state.borrow();
-        state.exchanges.len() > state.given_up
+        state.exchanges.len() - state.given_up
     }
 
     /// Makes a call whose head is written by `head`. `bodiless` says that the answer to it has no body (`HEAD`).
     pub fn call(&self, bodiless: bool, head: impl FnOnce(&mut BytesMut), body: &[u8]) -> Call {
         let mut state = self.state.borrow_mut();
         let exchange = SharedExchange::new(RefCell::new(Exchange {
-            start: state.put,
+            start: state.out.put(),
             answered: false,
             head: None,
             data: BytesMut::new(),
             uncredited: 0,
             end: state.ended.clone().map(|detail| Err(CallError::NotSent(detail))),
             given_up: false,
+            told: false,
             waker: None,
         }));
         let mut id = state.next;
@@ -330,7 +325,7 @@ impl Link {
         state.next = id.wrapping_add(1);
         if state.ended.is_none() {
             state.exchanges.insert(id, Rc::clone(&exchange));
-            state.frame(id, frames::CALL, |out| {
+            state.out.frame(id, frames::CALL, |out| {
                 let before = out.len();
                 out.put_u32_le(0);
                 head(out);
@@ -347,13 +342,11 @@ impl Drop for Link {
     fn drop(&mut self) {
         let mut state = self.state.borrow_mut();
         state.leaving = true;
-        if let Some(task) = &state.task {
-            task.wake_by_ref();
-        }
+        state.out.wake();
     }
 }
 
-/// One's part in an exchange. Dropping it tells the runtime that nobody waits any more, if that is news to it.
+/// One's part in an exchange. Dropping it tells the other end that nobody waits any more, if that is news to it.
 struct Part {
     link: Rc<RefCell<State>>,
     id: u32,
@@ -410,10 +403,14 @@ fn respond(answer: Answer, part: Part, bodiless: bool) -> Result<Response<LinkBo
         // Once, though it may have been said twice.
         headers.insert(header::CONTENT_LENGTH, bytes.into());
     }
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let body = match (whole, bodiless) {
-        (true, true) => LinkBody(Source::Whole(Bytes::new())),
+        // Whatever else comes is not waited for.
+        (_, true) => LinkBody(Source::Whole(Bytes::new())),
         (true, false) => LinkBody(Source::Whole(body)),
-        (false, _) => LinkBody(Source::Stream(Stream { part, left: said.filter(|_| !bodiless), ended: false })),
+        (false, false) => LinkBody(Source::Stream(Stream { part, left: said, ended: false })),
     };
     let mut response = Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
@@ -436,8 +433,12 @@ struct Stream {
 }
 
 impl Stream {
+    fn is_over(&self) -> bool {
+        self.ended || self.left == Some(0)
+    }
+
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
-        if self.ended {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         let mut exchange = self.part.exchange.borrow_mut();
@@ -450,21 +451,19 @@ impl Stream {
             self.ended = true;
             return Poll::Ready(result.err().map(Err));
         }
-        let chunk = exchange.data.split().freeze();
+        let mut chunk = exchange.data.split();
         if let Some(left) = &mut self.left {
-            let Some(rest) = left.checked_sub(chunk.len() as u64) else {
-                self.ended = true;
-                return Poll::Ready(Some(Err(CallError::Broken("more than its content-length".into()))));
-            };
-            *left = rest;
+            // What is more than the head promised is not passed on.
+            chunk.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= chunk.len() as u64;
         }
         let passed = exchange.uncredited;
         if passed >= CREDIT_BYTES_MIN && exchange.end.is_none() {
             exchange.uncredited = 0;
             let passed = u32::try_from(passed).unwrap_or(u32::MAX);
-            self.part.link.borrow_mut().frame(self.part.id, frames::CREDIT, |out| out.put_u32_le(passed));
+            self.part.link.borrow_mut().out.frame(self.part.id, frames::CREDIT, |out| out.put_u32_le(passed));
         }
-        Poll::Ready(Some(Ok(chunk)))
+        Poll::Ready(Some(Ok(chunk.freeze())))
     }
 }
 
@@ -496,7 +495,7 @@ impl http_body::Body for LinkBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Source::Whole(bytes) => bytes.is_empty(),
-            Source::Stream(stream) => stream.ended,
+            Source::Stream(stream) => stream.is_over(),
         }
     }
 
@@ -505,6 +504,40 @@ impl http_body::Body for LinkBody {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream(Stream { left: Some(left), .. }) => SizeHint::with_exact(*left),
             Source::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer's body that came over a link or over HTTP.
+pub enum AnswerBody {
+    /// Over HTTP.
+    Http(Incoming),
+    /// Over a link.
+    Link(LinkBody),
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Link(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Link(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http(body) => body.size_hint(),
+            Self::Link(body) => body.size_hint(),
         }
     }
 }

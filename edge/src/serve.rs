@@ -4,11 +4,13 @@
 use crate::{
     BoxError,
     framing::{Strict, Switched},
+    link,
     listen::Accepted,
     patience::{Patient, Terms},
     tls,
 };
 use bytes::Bytes;
+use hearth_model::protocol::link as frames;
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
@@ -29,7 +31,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     sync::{Semaphore, mpsc},
     task::LocalSet,
@@ -77,6 +79,8 @@ pub struct Protocol {
     pub tls: Option<Arc<tls::Acceptor>>,
     /// HTTP/2, if this listener has it.
     pub http2: Option<Http2>,
+    /// Whether routers may open links.
+    pub links: bool,
     /// Whether a plain connection from this machine is a router's (development only).
     pub trust_loopback: bool,
     /// Cancelled when this process leaves: connections close after the requests they are at.
@@ -100,9 +104,47 @@ pub trait Service: 'static {
     /// The answers' bodies.
     type Body: Body<Data = Bytes, Error = BoxError> + Unpin + 'static;
     /// Answers one request; never fails, since every failure is an answer.
-    fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + 'static;
+    fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<ClientBody>)
+    -> impl Future<Output = Response<Self::Body>> + 'static;
     /// Drops what has been idle; called every few seconds.
     fn sweep(&self) {}
+}
+
+/// A request's body.
+pub enum ClientBody {
+    /// On its way.
+    Http(Incoming),
+    /// All of it.
+    Whole(Bytes),
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http(body) => body.size_hint(),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
 }
 
 /// Runs one worker: a single-threaded runtime and the connections dealt to it, until the listener and its grace are over.
@@ -142,22 +184,28 @@ async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepte
     let served = async {
         match &protocol.tls {
             None => {
-                let h2 = match protocol.http2 {
-                    Some(_) => {
-                        tokio::time::timeout(protocol.first_byte_timeout, is_http2(&stream)).await.map_err(io::Error::from)??
-                    }
-                    None => false,
-                };
                 let is_router = protocol.trust_loopback && addr.ip().is_loopback();
-                protocol.speak(service, Peer::new(addr, is_router, false), stream, h2, &open).await
+                let speech = tokio::time::timeout(protocol.first_byte_timeout, protocol.first_words(&stream, is_router));
+                let speech = speech.await.map_err(io::Error::from)??;
+                let mut stream = stream;
+                if speech == Speech::Link {
+                    // It was seen, so that it is there.
+                    stream.read_exact(&mut [0; frames::PREFACE.len()]).await?;
+                }
+                protocol.speak(service, Peer::new(addr, is_router, false), stream, speech, &open).await
             }
             Some(acceptor) => {
                 let shaken = tokio::time::timeout(protocol.first_byte_timeout, acceptor.current().accept(stream));
                 let stream = shaken.await.map_err(io::Error::from)??;
                 let session = stream.get_ref().1;
-                let h2 = session.alpn_protocol() == Some(b"h2");
                 let is_router = tls::has_role(session.peer_certificates(), tls::ROUTER);
-                protocol.speak(service, Peer::new(addr, is_router, true), stream, h2, &open).await
+                let speech = match session.alpn_protocol() {
+                    Some(b"h2") => Speech::Http2,
+                    Some(frames::ALPN) if is_router && protocol.links => Speech::Link,
+                    Some(frames::ALPN) => return Err("links are for routers".into()),
+                    _ => Speech::Http1,
+                };
+                protocol.speak(service, Peer::new(addr, is_router, true), stream, speech, &open).await
             }
         }
     };
@@ -167,34 +215,66 @@ async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepte
     drop(place);
 }
 
-/// Looks at a connection's first bytes without taking them.
-async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut seen = [0_u8; PREFACE.len()];
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Http1,
+    Http2,
+    Link,
+}
+
+/// Whether a connection begins with `preface`; looks at its first bytes without taking them.
+async fn begins_with<const N: usize>(stream: &TcpStream, preface: &[u8; N]) -> io::Result<bool> {
+    let mut seen = [0_u8; N];
     loop {
         let n = stream.peek(&mut seen).await?;
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if seen[..n] != PREFACE[..n] {
+        if seen[..n] != preface[..n] {
             return Ok(false);
         }
-        if n == PREFACE.len() {
+        if n == N {
             return Ok(true);
         }
-        // A peek returns at once as long as anything is there; the rest of 24 bytes is not worth more than a look now and then.
+        // A peek returns at once as long as anything is there; the rest of a few bytes is not worth more than a look now and then.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 impl Protocol {
-    async fn speak<S: Service, T>(&self, service: Rc<S>, peer: Peer, stream: T, h2: bool, open: &Semaphore) -> Result<(), BoxError>
+    /// What a plain connection speaks.
+    async fn first_words(&self, stream: &TcpStream, is_router: bool) -> io::Result<Speech> {
+        if self.http2.is_some() && begins_with(stream, PREFACE).await? {
+            return Ok(Speech::Http2);
+        }
+        if self.links && is_router && begins_with(stream, frames::PREFACE).await? {
+            return Ok(Speech::Link);
+        }
+        Ok(Speech::Http1)
+    }
+
+    async fn speak<S: Service, T>(
+        &self,
+        service: Rc<S>,
+        peer: Peer,
+        stream: T,
+        speech: Speech,
+        open: &Semaphore,
+    ) -> Result<(), BoxError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let peer = Rc::new(peer);
         let io = Patient::new(stream, self.write_terms);
-        match (h2, self.http2) {
-            (true, Some(bounds)) => self.http2(service, peer, TokioIo::new(io), bounds, open).await,
+        match (speech, self.http2) {
+            (Speech::Http2, Some(bounds)) => self.http2(service, peer, TokioIo::new(io), bounds, open).await,
+            (Speech::Link, _) => {
+                tokio::select! {
+                    result = link::serve::run(service, peer, io, self.draining.cancelled()) => result,
+                    () = async { self.draining.cancelled().await; closed(open).await } => Ok(()),
+                }
+            }
             _ => self.http1(service, peer, io, open).await,
         }
     }
@@ -212,8 +292,8 @@ impl Protocol {
             .max_buf_size(self.head_bytes_max)
             .max_headers(self.headers_max);
         // Not `pipeline_flush`: with it a client that sends on after asking for an upgrade never sees the 101.
-        let service = service_fn(move |request| {
-            let answer = Rc::clone(&service).answer(Rc::clone(&peer), request);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answer = Rc::clone(&service).answer(Rc::clone(&peer), request.map(ClientBody::Http));
             let switched = switched.clone();
             async move {
                 let answer = answer.await;
@@ -261,7 +341,7 @@ impl Protocol {
         let seen = Rc::clone(&peer);
         let service = service_fn(move |request: Request<Incoming>| {
             let stream = seen.open_stream();
-            let answer = Rc::clone(&service).answer(Rc::clone(&seen), request);
+            let answer = Rc::clone(&service).answer(Rc::clone(&seen), request.map(ClientBody::Http));
             async move { Ok::<_, Infallible>(answer.await.map(|body| StreamBody { body, stream })) }
         });
         let connection = builder.serve_connection(io, service);
@@ -299,7 +379,7 @@ enum Look {
 }
 
 impl Peer {
-    fn new(addr: SocketAddr, is_router: bool, tls: bool) -> Self {
+    pub(crate) fn new(addr: SocketAddr, is_router: bool, tls: bool) -> Self {
         Self { addr, is_router, tls, streams: RefCell::default(), used: Cell::new(Instant::now()) }
     }
 

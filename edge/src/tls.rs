@@ -213,16 +213,17 @@ impl Connector {
         Ok(connector)
     }
 
-    /// Connects; the other side's certificate must carry `name`.
+    /// Connects; the other side's certificate must carry `name`. It is offered the protocols of `alpn`.
     ///
     /// # Errors
     /// The hand-shake's.
-    pub async fn connect<T>(&self, name: &'static str, stream: T) -> io::Result<tokio_rustls::client::TlsStream<T>>
+    pub async fn connect<T>(&self, name: &'static str, alpn: &[&[u8]], stream: T) -> io::Result<tokio_rustls::client::TlsStream<T>>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
         let name = ServerName::try_from(name).map_err(io::Error::other)?;
-        tokio_rustls::TlsConnector::from(self.current.load_full()).connect(name, stream).await
+        let connector = tokio_rustls::TlsConnector::from(self.current.load_full());
+        connector.with_alpn(alpn.iter().map(|p| p.to_vec()).collect()).connect(name, stream).await
     }
 }
 

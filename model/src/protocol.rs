@@ -71,14 +71,15 @@ impl fmt::Display for CallHeader<'_> {
     }
 }
 
-/// The frames of `link.sock`.
+/// The frames of links: `link.sock`, and those from routers to nodes. Here whoever calls is the caller (a node, a router), and whoever is
+/// called the callee (a runtime, a node).
 ///
 /// A frame is nine bytes and a payload: the payload's length (4 bytes, little-endian), the exchange (4 bytes, little-endian), the kind (1 byte).
-/// An exchange is one request and its answer; the node numbers them, each number once while it is in use. The last frame of every exchange
-/// comes from the runtime, also of a cancelled one: a whole answer, an end, or a break. What fits no rule ends the connection: among it a
+/// An exchange is one request and its answer; the caller numbers them, each number once while it is in use. The last frame of every exchange
+/// comes from the callee, also of a cancelled one: a whole answer, an end, or a break. What fits no rule ends the connection: among it a
 /// frame after the last, data that is empty or before its answer, and a body in an answer that is not whole.
 ///
-/// From the node:
+/// From the caller:
 ///
 /// | kind | | payload |
 /// | --- | --- | --- |
@@ -86,10 +87,10 @@ impl fmt::Display for CallHeader<'_> {
 /// | 2 | cancel | nobody waits for the answer any more; unless it has ended, a break is the reply |
 /// | 3 | credit | how much of the window is free again (4 bytes) |
 ///
-/// A call's head is text in Latin-1, its fields separated by line feeds: the first five are those of [`CallHeader`], then method, target, and
-/// name and value of every header.
+/// A call's head is text in Latin-1, its fields separated by line feeds: for a runtime the first five are those of [`CallHeader`]; then method,
+/// target, and name and value of every header.
 ///
-/// From the runtime:
+/// From the callee:
 ///
 /// | kind | | payload |
 /// | --- | --- | --- |
@@ -97,15 +98,21 @@ impl fmt::Display for CallHeader<'_> {
 /// | 2 | data | more of the body |
 /// | 3 | end | the body is whole |
 /// | 4 | broken | nothing follows, and the answer is not whole, or there is none |
+/// | 5 | leave | of no exchange (0): the callee wants no more calls; it answers those that come, and the caller closes the connection |
 ///
 /// An answer's head is name and value of every header, as above. Of an answer's data at most [`link::WINDOW_BYTES`](WINDOW_BYTES) may be on
-/// their way, each frame counting [`link::FRAME_COST_BYTES`](FRAME_COST_BYTES) more than it has: without credit for them the runtime waits.
+/// their way, each frame counting [`link::FRAME_COST_BYTES`](FRAME_COST_BYTES) more than it has: without credit for them the callee waits.
 pub mod link {
+    /// The first bytes of a router's plain connection that is a link (development only: elsewhere TLS agrees on it, by [`ALPN`]).
+    pub const PREFACE: &[u8; 16] = b"HEARTH-LINK/1\r\n\r";
+    /// The protocol's name in TLS.
+    pub const ALPN: &[u8] = b"hearth-link/1";
+
     /// In front of every payload.
     pub const HEADER_BYTES: usize = 9;
     /// Of one payload.
     pub const PAYLOAD_BYTES_MAX: usize = 192 * 1024;
-    /// Of one answer's data that the node has not given credit for.
+    /// Of one answer's data that the caller has not given credit for.
     pub const WINDOW_BYTES: usize = 64 * 1024;
     /// What a frame of data takes of the window besides its bytes, so that small frames are bounded in number.
     pub const FRAME_COST_BYTES: usize = 64;
@@ -125,6 +132,8 @@ pub mod link {
     pub const END: u8 = 3;
     /// Its end, too early.
     pub const BROKEN: u8 = 4;
+    /// No more calls, please.
+    pub const LEAVE: u8 = 5;
 }
 
 /// The value of `hearth-error`.

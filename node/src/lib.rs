@@ -163,7 +163,14 @@ impl Node {
                 data_dir,
             },
         );
-        let tls = config.tls.map(|files| hearth_edge::tls::Acceptor::start(files, "node.tls", &[b"http/1.1"], leaving.clone()));
+        let tls = config.tls.map(|files| {
+            hearth_edge::tls::Acceptor::start(
+                files,
+                "node.tls",
+                &[hearth_model::protocol::link::ALPN, b"http/1.1"],
+                leaving.clone(),
+            )
+        });
         let tls = tls.transpose()?;
         let mut proxy_config = config.proxy;
         if let Some(link) = &cluster {

@@ -22,6 +22,7 @@ fn record(index: usize) -> NodeRecord {
         zone: format!("zone-{}", index % 3),
         capacity: 1,
         state: NodeState::Active,
+        links: true,
         started_at: Timestamp(0),
     }
 }

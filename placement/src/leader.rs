@@ -359,6 +359,7 @@ mod tests {
             zone: String::new(),
             capacity: 1,
             state: NodeState::Active,
+            links: true,
             started_at: Timestamp(0),
         }
     }

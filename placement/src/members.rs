@@ -224,6 +224,7 @@ mod tests {
             zone: "a".into(),
             capacity: 1,
             state: NodeState::Active,
+            links: true,
             started_at: Timestamp(0),
         }
     }

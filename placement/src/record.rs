@@ -98,6 +98,9 @@ pub struct NodeRecord {
     pub capacity: u32,
     /// Whether it wants new containers.
     pub state: NodeState,
+    /// Whether routers may open links to `data_addr`; earlier versions speak HTTP only.
+    #[serde(default)]
+    pub links: bool,
     /// For people to read; nothing is decided by it, since clocks differ.
     pub started_at: Timestamp,
 }

@@ -66,6 +66,7 @@ fn record(name: &str, incarnation: u64, addr: SocketAddr) -> NodeRecord {
         zone: String::new(),
         capacity: 1,
         state: NodeState::Active,
+        links: true,
         started_at: Timestamp(0),
     }
 }

@@ -138,6 +138,7 @@ fn record(name: &str, incarnation: u64, addr: SocketAddr) -> NodeRecord {
         zone: "a".into(),
         capacity: 1,
         state: NodeState::Active,
+        links: true,
         started_at: Timestamp(0),
     }
 }

@@ -22,6 +22,7 @@ fn record(index: usize, zones: usize) -> NodeRecord {
         zone: format!("zone-{}", index % zones.max(1)),
         capacity: 1,
         state: NodeState::Active,
+        links: true,
         started_at: Timestamp(0),
     }
 }

@@ -83,6 +83,7 @@ fn record(index: usize, incarnation: u64) -> NodeRecord {
         zone: format!("zone-{}", index % 3),
         capacity: 1,
         state: NodeState::Active,
+        links: true,
         started_at: Timestamp(0),
     }
 }

@@ -102,7 +102,7 @@ async fn stub() -> Result<()> {
 async fn router(node: SocketAddr) -> Result<()> {
     let any: SocketAddr = "127.0.0.1:0".parse()?;
     let config = Config { listen: any, ops_listen: any, ..Config::default() };
-    let info = NodeInfo { name: "stub".into(), incarnation: 1, addr: node, draining: false };
+    let info = NodeInfo { name: "stub".into(), incarnation: 1, addr: node, draining: false, links: false };
     let router = Router::start(config, Deps { routes: Arc::new(FixedTable::new(vec![info], 1)) }).await?;
     announce(router.addr())?;
     std::future::pending().await

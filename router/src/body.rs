@@ -2,19 +2,23 @@
 //! client that trickles it is cut. An answer's gives back what its exchange holds when it ends.
 
 use crate::forward::Exchange;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hearth_edge::{
     BoxError,
+    link::AnswerBody,
     patience::{Patience, Terms},
+    serve::ClientBody,
 };
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::{
     cell::RefCell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
+
+/// A body of up to so many bytes is read before its request is sent.
+const READ_FIRST_BYTES_MAX: u64 = 16 * 1024;
 
 /// Why a client's body did not come whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +33,7 @@ pub(crate) enum Fell {
 
 /// A client's body, shared by the attempts to send it; only the latest may read.
 pub(crate) struct Upload {
-    inner: Incoming,
+    inner: ClientBody,
     patience: Patience,
     left: u64,
     /// What has been read, as long as it is little.
@@ -45,7 +49,7 @@ pub(crate) struct Upload {
 pub(crate) type SharedUpload = Rc<RefCell<Upload>>;
 
 impl Upload {
-    pub fn new(inner: Incoming, limit: u64, replay_max: usize, terms: Terms) -> SharedUpload {
+    pub fn new(inner: ClientBody, limit: u64, replay_max: usize, terms: Terms) -> SharedUpload {
         Rc::new(RefCell::new(Self {
             ended: inner.is_end_stream(),
             inner,
@@ -69,6 +73,26 @@ impl Upload {
         self.ended && self.fell.is_none()
     }
 
+    /// All of it, if it was read and kept.
+    pub fn whole(&self) -> Option<Bytes> {
+        if !self.is_whole() || self.forgotten {
+            return None;
+        }
+        match self.kept.as_slice() {
+            [] => Some(Bytes::new()),
+            [one] => Some(one.clone()),
+            several => Some(
+                several
+                    .iter()
+                    .fold(BytesMut::new(), |mut all, piece| {
+                        all.extend_from_slice(piece);
+                        all
+                    })
+                    .freeze(),
+            ),
+        }
+    }
+
     pub fn fell(&self) -> Option<Fell> {
         self.fell
     }
@@ -82,7 +106,7 @@ impl Upload {
             Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
             Poll::Ready(Some(Err(error))) => {
                 self.fell.get_or_insert(Fell::Broken);
-                return Poll::Ready(Some(Err(error.into())));
+                return Poll::Ready(Some(Err(error)));
             }
             Poll::Ready(None) => None,
             Poll::Pending => {
@@ -114,6 +138,16 @@ impl Upload {
         self.ended = self.inner.is_end_stream();
         Poll::Ready(Some(Ok(data)))
     }
+}
+
+/// Reads all of a small body of known length, so that it can go over a link; leaves any other as it is. One that falls says so itself.
+pub(crate) async fn read_first(upload: &SharedUpload) {
+    let is_small = {
+        let upload = upload.borrow();
+        let bytes = upload.inner.size_hint().exact().unwrap_or(u64::MAX);
+        bytes <= READ_FIRST_BYTES_MAX.min(upload.kept_left as u64)
+    };
+    while is_small && let Some(Ok(_)) = std::future::poll_fn(|cx| upload.borrow_mut().poll_inner(cx)).await {}
 }
 
 /// One attempt to send a body, from its beginning.
@@ -177,13 +211,13 @@ pub(crate) enum ResponseBody {
 
 /// A node's answer on its way to the client.
 pub(crate) struct NodeBody {
-    inner: Incoming,
+    inner: AnswerBody,
     ended: bool,
     exchange: Option<Exchange>,
 }
 
 impl NodeBody {
-    pub fn new(inner: Incoming, exchange: Exchange) -> Self {
+    pub fn new(inner: AnswerBody, exchange: Exchange) -> Self {
         Self { inner, ended: false, exchange: Some(exchange) }
     }
 
@@ -201,7 +235,7 @@ impl NodeBody {
                 Poll::Ready(None)
             }
             // An error, not an end: the client must see that the answer is not whole.
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
         }
     }
 }

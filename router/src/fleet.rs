@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub name: String,
     pub incarnation: u64,
     pub addr: SocketAddr,
+    /// Whether it takes links.
+    pub links: bool,
     pub in_flight: AtomicU32,
     /// When it last said something, in milliseconds since `born`.
     heard_ms: AtomicU64,
@@ -61,6 +63,7 @@ impl Node {
             name: info.name.clone(),
             incarnation: info.incarnation,
             addr: info.addr,
+            links: info.links,
             in_flight: AtomicU32::new(0),
             heard_ms: AtomicU64::new(0),
             born: now,
@@ -237,7 +240,13 @@ mod tests {
     use crate::{FixedTable, NodeInfo};
 
     fn fleet(count: u16, spread: usize) -> Arc<Fleet> {
-        let node = |n: u16| NodeInfo { name: format!("n{n}"), incarnation: 0, addr: ([127, 0, 0, 1], n).into(), draining: false };
+        let node = |n: u16| NodeInfo {
+            name: format!("n{n}"),
+            incarnation: 0,
+            addr: ([127, 0, 0, 1], n).into(),
+            draining: false,
+            links: false,
+        };
         Fleet::new(Arc::new(FixedTable::new((0..count).map(node).collect(), spread)))
     }
 

@@ -1,5 +1,5 @@
-//! A worker's connections to nodes: kept while idle, opened when needed, never shared between requests at once, and ended together
-//! when their node is found silent.
+//! A worker's connections to nodes: links, which take most requests, and HTTP connections for the others, kept while idle, opened when
+//! needed, never shared between requests at once. All of them end together when their node is found silent.
 
 use crate::{
     Config, Shared,
@@ -7,10 +7,15 @@ use crate::{
     fleet::{InFlight, Node},
     service::{Admitted, Worker},
 };
-use hearth_edge::tls;
+use bytes::BytesMut;
+use hearth_edge::{
+    link::{AnswerBody, AnswerLimits, CallError, Fields, Link},
+    tls,
+};
+use hearth_model::protocol::link as frames;
+use http::{Method, request::Parts};
 use hyper::{
     Request, Response,
-    body::Incoming,
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
@@ -19,10 +24,11 @@ use std::{
     collections::HashMap,
     io,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -30,14 +36,29 @@ use tokio::{
 const STALE_TRIES_MAX: usize = 3;
 /// The platform's headers come on top of a function's.
 const HEAD_BYTES_MAX: usize = hearth_model::limits::RESPONSE_HEADER_BYTES_MAX + 64 * 1024;
+/// With so many calls on each of a worker's links to a node, another is opened: a link is one worker's affair there as well.
+const CALLS_PER_LINK: usize = 64;
+/// Links of one worker to one node.
+const LINKS_MAX: usize = 8;
+/// From a link that could not be opened to the next attempt.
+const LINK_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) type Sender = SendRequest<Attempt>;
 
-/// Idle connections by node.
+/// Connections by node.
 pub(crate) struct Connections {
-    idle: RefCell<HashMap<u64, Vec<(Sender, Instant)>>>,
+    open: RefCell<HashMap<u64, Open>>,
     idle_max: usize,
     idle_timeout: Duration,
+}
+
+#[derive(Default)]
+struct Open {
+    /// With the time of their latest call.
+    links: Vec<(Rc<Link>, Instant)>,
+    /// While one is being opened, and for a while when it could not be.
+    no_link_before: Option<Instant>,
+    idle: Vec<(Sender, Instant)>,
 }
 
 /// Why a request got no answer.
@@ -46,49 +67,112 @@ pub(crate) enum SendError {
     /// No connection could be had.
     Connect(io::Error),
     /// The connection had ended before anything was sent.
-    NotSent(hyper::Error),
+    NotSent(String),
     /// Something of it may have reached the node.
-    Broken(hyper::Error),
+    Broken(String),
 }
 
 impl Connections {
     pub fn new(config: &Config) -> Self {
-        Self { idle: RefCell::default(), idle_max: config.limits.idle_connections_max, idle_timeout: config.node_idle_timeout }
+        Self { open: RefCell::default(), idle_max: config.limits.idle_connections_max, idle_timeout: config.node_idle_timeout }
     }
 
     fn take(&self, node: &Node) -> Option<Sender> {
-        let mut idle = self.idle.borrow_mut();
-        let senders = idle.get_mut(&node.key)?;
+        let mut open = self.open.borrow_mut();
+        let idle = &mut open.get_mut(&node.key)?.idle;
         // A connection whose last answer was just read may need its task to run once more before it is ready again.
-        let at = senders.iter().rposition(|(sender, since)| sender.is_ready() && since.elapsed() < self.idle_timeout)?;
-        Some(senders.swap_remove(at).0)
+        let at = idle.iter().rposition(|(sender, since)| sender.is_ready() && since.elapsed() < self.idle_timeout)?;
+        Some(idle.swap_remove(at).0)
     }
 
     fn give(&self, node: &Node, sender: Sender) {
         if sender.is_closed() {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
-        let senders = idle.entry(node.key).or_default();
-        if senders.len() < self.idle_max {
-            senders.push((sender, Instant::now()));
+        let mut open = self.open.borrow_mut();
+        let idle = &mut open.entry(node.key).or_default().idle;
+        if idle.len() < self.idle_max {
+            idle.push((sender, Instant::now()));
         }
     }
 
     /// Drops connections that are closed or were idle for too long, and with them what is left of nodes that are gone.
     pub fn sweep(&self) {
-        self.idle.borrow_mut().retain(|_, senders| {
-            senders.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < self.idle_timeout);
-            !senders.is_empty()
+        self.open.borrow_mut().retain(|_, open| {
+            open.idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < self.idle_timeout);
+            open.links.retain(|(link, since)| link.is_open() && (link.in_flight() > 0 || since.elapsed() < self.idle_timeout));
+            !open.idle.is_empty() || !open.links.is_empty() || open.no_link_before.is_some_and(|at| at > Instant::now())
         });
     }
 }
 
-async fn connect(shared: &Shared, node: &Node) -> io::Result<Sender> {
+impl Worker {
+    /// The link for the next call, if there is one; where another would be good, it is opened meanwhile: no request waits for it, and
+    /// none fails with it.
+    fn link(self: &Rc<Self>, node: &Arc<Node>) -> Option<Rc<Link>> {
+        let now = Instant::now();
+        let mut open = self.connections.open.borrow_mut();
+        let open = open.entry(node.key).or_default();
+        open.links.retain(|(link, _)| link.is_open());
+        let best = open.links.iter_mut().filter(|(link, _)| !link.is_full()).min_by_key(|(link, _)| link.in_flight());
+        let best = best.map(|(link, used)| {
+            *used = now;
+            Rc::clone(link)
+        });
+        let is_busy = best.as_ref().is_none_or(|link| link.in_flight() >= CALLS_PER_LINK);
+        if is_busy && open.links.len() < LINKS_MAX && open.no_link_before.is_none_or(|at| at <= now) {
+            open.no_link_before = Some(now + self.shared.config.connect_timeout + LINK_PAUSE);
+            tokio::task::spawn_local(Rc::clone(self).open_link(Arc::clone(node)));
+        }
+        best
+    }
+
+    async fn open_link(self: Rc<Self>, node: Arc<Node>) {
+        let opened = tokio::time::timeout(self.shared.config.connect_timeout, connect_link(&self.shared, &node)).await;
+        let opened = opened.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        let mut open = self.connections.open.borrow_mut();
+        let open = open.entry(node.key).or_default();
+        match opened {
+            Ok(link) => {
+                open.links.push((Rc::new(link), Instant::now()));
+                open.no_link_before = None;
+            }
+            Err(error) => {
+                tracing::debug!(node = node.name, %error, "no link to a node");
+                open.no_link_before = Some(Instant::now() + LINK_PAUSE);
+            }
+        }
+    }
+}
+
+async fn dial(node: &Node) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(node.addr).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn connect_link(shared: &Shared, node: &Node) -> io::Result<Link> {
+    let mut stream = dial(node).await?;
+    let gone = node.gone().cancelled_owned();
     match &shared.connector {
-        Some(connector) => speak(connector.connect(tls::NODE, stream).await?, node).await,
+        Some(connector) => {
+            let stream = connector.connect(tls::NODE, &[frames::ALPN], stream).await?;
+            if stream.get_ref().1.alpn_protocol() != Some(frames::ALPN) {
+                return Err(io::Error::other("the node takes no links"));
+            }
+            Ok(Link::open(stream, AnswerLimits::NODE, gone))
+        }
+        None => {
+            stream.write_all(frames::PREFACE).await?;
+            Ok(Link::open(stream, AnswerLimits::NODE, gone))
+        }
+    }
+}
+
+async fn connect_http(shared: &Shared, node: &Node) -> io::Result<Sender> {
+    let stream = dial(node).await?;
+    match &shared.connector {
+        Some(connector) => speak(connector.connect(tls::NODE, &[], stream).await?, node).await,
         None => speak(stream, node).await,
     }
 }
@@ -113,33 +197,66 @@ async fn speak<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, no
     Ok(sender)
 }
 
-/// Sends one request over an idle connection or a fresh one. Returns the answer's head and the connection that it comes over.
+/// An answer's head, and the connection that it comes over, unless that is a link.
+pub(crate) type Sent = (Response<AnswerBody>, Option<Sender>);
+
+/// Sends one request: over a link if all of it is there and it asks for no other protocol, else over an HTTP connection of its own.
 pub(crate) async fn send(
-    worker: &Worker,
-    node: &Node,
-    mut request: Request<Attempt>,
-) -> Result<(Response<Incoming>, Sender), SendError> {
+    worker: &Rc<Worker>,
+    node: &Arc<Node>,
+    parts: &Parts,
+    upload: &SharedUpload,
+    upgrades: bool,
+) -> Result<Sent, SendError> {
+    if node.links && !upgrades {
+        for _ in 0..STALE_TRIES_MAX {
+            // Without a link, HTTP does as well.
+            let (Some(link), Some(body)) = (worker.link(node), upload.borrow().whole()) else { break };
+            match link.call(parts.method == Method::HEAD, |out| write_head(out, parts), &body).await {
+                Ok(response) => {
+                    worker.shared.metrics.linked.inc();
+                    return Ok((response.map(AnswerBody::Link), None));
+                }
+                Err(CallError::NotSent(_)) => {}
+                Err(CallError::Broken(detail)) => return Err(SendError::Broken(detail)),
+            }
+        }
+    }
+    send_http(worker, node, Request::from_parts(parts.clone(), Attempt::next(upload))).await
+}
+
+/// The head of a call.
+fn write_head(out: &mut BytesMut, parts: &Parts) {
+    let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let mut fields = Fields::new(out);
+    fields.put(parts.method.as_str().as_bytes());
+    fields.put(target.as_bytes());
+    fields.put_headers(parts.headers.iter());
+}
+
+async fn send_http(worker: &Worker, node: &Node, mut request: Request<Attempt>) -> Result<Sent, SendError> {
+    let broken = |error: hyper::Error| SendError::Broken(error.to_string());
     for _ in 0..STALE_TRIES_MAX {
         let Some(mut sender) = worker.connections.take(node) else { break };
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender)),
+            Ok(response) => return Ok((response.map(AnswerBody::Http), Some(sender))),
             Err(mut failed) => match failed.take_message() {
                 Some(unsent) => request = unsent,
-                None => return Err(SendError::Broken(failed.into_error())),
+                None => return Err(broken(failed.into_error())),
             },
         }
     }
-    let connecting = tokio::time::timeout(worker.shared.config.connect_timeout, connect(&worker.shared, node));
+    let connecting = tokio::time::timeout(worker.shared.config.connect_timeout, connect_http(&worker.shared, node));
     let mut sender = match connecting.await {
         Ok(Ok(sender)) => sender,
         Ok(Err(error)) => return Err(SendError::Connect(error)),
         Err(elapsed) => return Err(SendError::Connect(elapsed.into())),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, sender)),
+        Ok(response) => Ok((response.map(AnswerBody::Http), Some(sender))),
         Err(mut failed) => match failed.take_message() {
-            Some(_) => Err(SendError::NotSent(failed.into_error())),
-            None => Err(SendError::Broken(failed.into_error())),
+            Some(_) => Err(SendError::NotSent(failed.into_error().to_string())),
+            None => Err(broken(failed.into_error())),
         },
     }
 }
@@ -147,7 +264,7 @@ pub(crate) async fn send(
 /// What a request holds until its answer has ended.
 pub(crate) struct Exchange {
     pub worker: Rc<Worker>,
-    pub sender: Sender,
+    pub sender: Option<Sender>,
     pub node: InFlight,
     pub upload: SharedUpload,
     pub _admitted: Admitted,
@@ -157,8 +274,11 @@ impl Exchange {
     /// Gives everything back; the connection only if the answer was read to its end and the request was sent to its end: otherwise
     /// the next request's head would follow the rest of this one's body.
     pub fn finish(self, complete: bool) {
-        if complete && self.upload.borrow().is_whole() {
-            self.worker.connections.give(&self.node.0, self.sender);
+        if let Some(sender) = self.sender
+            && complete
+            && self.upload.borrow().is_whole()
+        {
+            self.worker.connections.give(&self.node.0, sender);
         }
     }
 }

@@ -187,6 +187,7 @@ fn protocol(config: &Config, tls: Option<Arc<tls::Acceptor>>, draining: Cancella
         headers_max: limits::REQUEST_HEADERS_MAX * 2,
         tls,
         http2: Some(Http2 { streams_max: config.limits.http2_streams_max, ..Http2::default() }),
+        links: false,
         trust_loopback: false,
         draining,
     }

@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     platform: Counter,
     /// From a request's head to its answer's head.
     hop: Histogram,
+    /// Answers that came over a link.
+    pub linked: Counter,
     pub retries: Counter,
     /// Retries that were right but not in the budget.
     pub budget_spent: Counter,
@@ -67,6 +69,7 @@ impl Metrics {
             tenant: requests.get_or_create_owned(&Outcome { outcome: "tenant" }),
             platform: requests.get_or_create_owned(&Outcome { outcome: "platform" }),
             hop,
+            linked: plain(registry, "linked", "Requests answered by a node over a link"),
             retries: plain(registry, "retries", "Requests sent again"),
             budget_spent: plain(registry, "retries_over_budget", "Requests not sent again because the budget was spent"),
             shed: plain(registry, "shed", "Requests refused because too many were in flight"),

@@ -16,6 +16,7 @@ impl Table for RouteTable {
             incarnation: record.incarnation,
             addr: record.data_addr,
             draining: record.state == NodeState::Draining,
+            links: record.links,
         };
         Self::nodes(self).iter().map(|node| info(&node.record)).collect()
     }

@@ -87,7 +87,7 @@ async fn settle(node: Arc<Node>, connector: Option<Arc<tls::Connector>>, metrics
 async fn probe(node: &Node, connector: Option<&tls::Connector>) -> io::Result<()> {
     let stream = TcpStream::connect(node.addr).await?;
     match connector {
-        Some(connector) => ask(connector.connect(tls::NODE, stream).await?).await,
+        Some(connector) => ask(connector.connect(tls::NODE, &[], stream).await?).await,
         None => ask(stream).await,
     }
 }

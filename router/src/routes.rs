@@ -17,6 +17,8 @@ pub struct NodeInfo {
     pub addr: SocketAddr,
     /// Whether it is leaving.
     pub draining: bool,
+    /// Whether it takes links.
+    pub links: bool,
 }
 
 /// Candidates for one request: indexes into the table's nodes, the best first.
@@ -137,7 +139,13 @@ mod tests {
 
     #[test]
     fn a_fixed_table_names_each_node_once_and_its_spread_first() {
-        let node = |n: u16| NodeInfo { name: format!("n{n}"), incarnation: 0, addr: ([127, 0, 0, 1], n).into(), draining: false };
+        let node = |n: u16| NodeInfo {
+            name: format!("n{n}"),
+            incarnation: 0,
+            addr: ([127, 0, 0, 1], n).into(),
+            draining: false,
+            links: false,
+        };
         let table = FixedTable::new((0..5).map(node).collect(), 2);
         let choice = table.candidates("acme", "main", 0);
         assert_eq!((choice.as_slice().len(), choice.spread()), (5, 2));

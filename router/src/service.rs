@@ -2,7 +2,7 @@
 
 use crate::{
     Choice, Shared,
-    body::{Attempt, Fell, NodeBody, ResponseBody, SharedUpload, Upload},
+    body::{self, Fell, NodeBody, ResponseBody, SharedUpload, Upload},
     fleet::{self, InFlight, Node, View, Why},
     forward::{self, Connections, Exchange, SendError},
     retry::{self, Broke},
@@ -12,12 +12,12 @@ use hearth_edge::{
     ids::RequestIds,
     patience::Terms,
     respond,
-    serve::{self, Peer},
+    serve::{self, ClientBody, Peer},
     upgrade,
 };
 use hearth_model::{ProblemKind, header as names, limits};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use std::{
     io,
     rc::Rc,
@@ -75,7 +75,7 @@ impl Drop for Admitted {
 impl serve::Service for Worker {
     type Body = ResponseBody;
 
-    async fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<ClientBody>) -> Response<ResponseBody> {
         let began = Instant::now();
         let shared = Arc::clone(&self.shared);
         let is_http1 = request.version() < Version::HTTP_2;
@@ -114,9 +114,9 @@ struct Call {
 
 /// What became of one attempt.
 enum Tried {
-    Answer(Response<Incoming>, forward::Sender),
+    Answer(forward::Sent),
     /// The node answered that nothing reached a function; its answer, in case there is nobody else to ask.
-    Unsent(Response<Incoming>, forward::Sender),
+    Unsent(forward::Sent),
     Broke(Broke),
 }
 
@@ -124,7 +124,7 @@ impl Worker {
     async fn pass(
         self: Rc<Self>,
         peer: &Peer,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
         id: &str,
     ) -> Result<Response<ResponseBody>, Failure> {
         let shared = Arc::clone(&self.shared);
@@ -149,6 +149,10 @@ impl Worker {
         let upload = Upload::new(incoming, shared.config.request_body_max.as_u64(), replay_max, terms);
         let call = Call { parts, upload, client_side, upgrade_to, repeatable, admitted };
         let view = arc_swap::Guard::into_inner(view);
+        body::read_first(&call.upload).await;
+        if let Some(fell) = call.upload.borrow().fell() {
+            return Err(fallen(fell, shared.config.request_body_max.as_u64()));
+        }
         self.send(&view, &choice, call).await
     }
 
@@ -234,22 +238,22 @@ impl Worker {
                 self.shared.metrics.budget_spent.inc();
             }
             return match tried {
-                Tried::Answer(response, sender) | Tried::Unsent(response, sender) => self.finish(call, in_flight, response, sender),
+                Tried::Answer(sent) | Tried::Unsent(sent) => self.finish(call, in_flight, sent),
                 Tried::Broke(broke) => Err(no_answer(broke)),
             };
         }
         Err(last.map_or_else(|| fail(ProblemKind::NoCapacity, "no node is known to this router"), no_answer))
     }
 
-    async fn attempt(&self, node: &Arc<Node>, call: &Call) -> Tried {
-        let request = Request::from_parts(call.parts.clone(), Attempt::next(&call.upload));
-        let sent = tokio::time::timeout(self.shared.config.answer_timeout, forward::send(self, node, request)).await;
+    async fn attempt(self: &Rc<Self>, node: &Arc<Node>, call: &Call) -> Tried {
+        let sending = forward::send(self, node, &call.parts, &call.upload, call.upgrade_to.is_some());
+        let sent = tokio::time::timeout(self.shared.config.answer_timeout, sending).await;
         match sent {
-            Ok(Ok((response, sender))) => {
+            Ok(Ok(sent)) => {
                 node.heard();
-                match response.headers().contains_key(names::UNSENT) {
-                    true => Tried::Unsent(response, sender),
-                    false => Tried::Answer(response, sender),
+                match sent.0.headers().contains_key(names::UNSENT) {
+                    true => Tried::Unsent(sent),
+                    false => Tried::Answer(sent),
                 }
             }
             Ok(Err(SendError::Connect(error))) => {
@@ -282,8 +286,7 @@ impl Worker {
         self: Rc<Self>,
         call: Call,
         node: InFlight,
-        mut response: Response<Incoming>,
-        sender: forward::Sender,
+        (mut response, sender): forward::Sent,
     ) -> Result<Response<ResponseBody>, Failure> {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let node_side = (switched && call.client_side.is_some()).then(|| hyper::upgrade::on(&mut response));
@@ -347,7 +350,7 @@ fn is_name(text: &str) -> bool {
     matches!(bytes.len(), 1..=63) && bytes[0] != b'-' && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
-fn check(request: &Request<Incoming>, body_max: u64) -> Result<(), Failure> {
+fn check(request: &Request<ClientBody>, body_max: u64) -> Result<(), Failure> {
     if *request.method() == Method::CONNECT {
         return Err(fail(ProblemKind::MethodNotAllowed, "CONNECT is not forwarded").closing());
     }

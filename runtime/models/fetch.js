@@ -27,6 +27,15 @@ for (const name of ['params', 'requestId', 'ip', 'env', 'log', 'waitUntil']) {
   Object.defineProperty(Context.prototype, name, { enumerable: true });
 }
 
+// With the body's length. What the function says of it counts only where there is no body to see it by.
+function framed(headers, bytes, req) {
+  if (headers.includes('content-length')) {
+    if (bytes === 0 && req.method === 'HEAD') return headers;
+    headers = headers.filter((_, i) => headers[i - (i % 2)] !== 'content-length');
+  }
+  return ['content-length', String(bytes), ...headers];
+}
+
 function write(ctx, response) {
   if (ctx.done) return;
   ctx.res.returned = true;
@@ -41,10 +50,10 @@ function write(ctx, response) {
       ctx.done = true;
       const { status, headers, body } = light;
       if (body === null) {
-        res.writeHead(status, ['content-length', '0', ...headers]);
+        res.writeHead(status, framed(headers, 0, req));
         return void res.end();
       }
-      res.writeHead(status, ['content-length', String(Buffer.byteLength(body)), ...headers]);
+      res.writeHead(status, framed(headers, Buffer.byteLength(body), req));
       return void res.end(body);
     }
     const full = web.full(response);

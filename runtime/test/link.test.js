@@ -185,6 +185,43 @@ test('a function may say the length of its answer itself', async () => {
   }
 });
 
+test('what a function says of a body that is not sent is passed on, once', async () => {
+  await runtime.load('says-only', { 'index.mjs': 'export default () => new Response(null, { headers: { "Content-Length": "1234" } });' });
+  const lengths = async (method) => {
+    const { rawHeaders } = await runtime.link.call(fields('says-only', method)).answer;
+    return rawHeaders.filter((_, i) => rawHeaders[i - (i % 2)].toLowerCase() === 'content-length' && i % 2 === 1);
+  };
+  assert.deepEqual(await lengths('HEAD'), ['1234']);
+  assert.deepEqual(await lengths('GET'), ['0']);
+});
+
+test('a chunk whose memory is taken away while it waits breaks its own answer', async () => {
+  await runtime.load('shrinks', { 'index.mjs': `export default () => new Response(new ReadableStream({ start(c) {
+    const memory = new ArrayBuffer(100000, { maxByteLength: 100000 });
+    c.enqueue(new Uint8Array(memory, 0, 100000));
+    setTimeout(() => memory.resize(0), 20);
+  } }));` });
+  const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
+  link.credits = false;
+  const call = link.call(fields('shrinks'));
+  await pause(60);
+  link.credit(call, 65536);
+  await assert.rejects(call.answer, /broke off/);
+  assert.equal((await link.call(fields('slow', 'GET', '?n=9')).answer).text, '9');
+  link.socket.destroy();
+});
+
+test('calls that have not begun when the process ends are told', async () => {
+  const other = await Runtime.start();
+  await other.load('leaves', { 'index.mjs': 'export default () => process.exit(3);' });
+  const link = new LinkClient(path.join(other.dir, 'link.sock'));
+  link.socket.cork();
+  const calls = [1, 2, 3].map(() => link.call(fields('leaves')));
+  link.socket.uncork();
+  for (const { answer } of calls) assert.equal((await answer).headers['hearth-error'], 'exit');
+  await other.stop();
+});
+
 test('a cancelled call is ended by the runtime, once', async () => {
   const link = new LinkClient(path.join(runtime.dir, 'link.sock'));
   const call = link.call(fields('waits', 'GET', '?third'));

@@ -1,11 +1,14 @@
-//! Reading what comes from a runtime: frames, and the heads of answers.
+//! Reading what comes over a link: frames, the heads of answers, and the calls of routers.
 
 use bytes::{Buf, Bytes};
 use hearth_model::{limits, protocol::link as frames};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use std::fmt;
 
-/// What a runtime may not send.
+/// Headers of a router's call: a client's and the router's own.
+const CALL_HEADERS_MAX: usize = 2 * limits::REQUEST_HEADERS_MAX;
+
+/// What may not be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(&'static str);
 
@@ -23,7 +26,7 @@ impl fmt::Display for Malformed {
 
 pub(super) const UNKNOWN: Malformed = Malformed("a frame that fits no rule");
 
-/// One frame from a runtime.
+/// One frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RawFrame<'a> {
     pub(super) exchange: u32,
@@ -46,6 +49,23 @@ pub fn first_frame(bytes: &[u8]) -> Result<Option<(RawFrame<'_>, usize)>, Malfor
     Ok(Some((RawFrame { exchange, kind, payload }, frames::HEADER_BYTES + length)))
 }
 
+/// How large an answer's head may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerLimits {
+    /// Number of headers.
+    pub headers: usize,
+    /// Bytes of names and values, with one after each.
+    pub head_bytes: usize,
+}
+
+impl AnswerLimits {
+    /// What a function may answer.
+    pub const RUNTIME: Self = Self { headers: limits::RESPONSE_HEADERS_MAX, head_bytes: limits::RESPONSE_HEADER_BYTES_MAX };
+    /// What a node may make of that.
+    pub const NODE: Self =
+        Self { headers: 2 * limits::RESPONSE_HEADERS_MAX, head_bytes: limits::RESPONSE_HEADER_BYTES_MAX + 32 * 1024 };
+}
+
 /// The head of an answer and the body that came with it.
 #[derive(Debug)]
 pub struct Answer {
@@ -59,7 +79,7 @@ pub struct Answer {
 ///
 /// # Errors
 /// When the payload contradicts itself.
-pub fn parse_answer(payload: &[u8]) -> Result<(bool, Result<Answer, Malformed>), Malformed> {
+pub fn parse_answer(payload: &[u8], limits: &AnswerLimits) -> Result<(bool, Result<Answer, Malformed>), Malformed> {
     const SHORT: Malformed = Malformed("an answer that is too short");
     let (mut fixed, rest) = payload.split_at_checked(7).ok_or(SHORT)?;
     let (status, whole, head) = (fixed.get_u16_le(), fixed.get_u8(), fixed.get_u32_le() as usize);
@@ -72,25 +92,26 @@ pub fn parse_answer(payload: &[u8]) -> Result<(bool, Result<Answer, Malformed>),
     if !whole && !body.is_empty() {
         return Err(Malformed("a body before its window"));
     }
-    Ok((whole, parse_head(status, &head).map(|(status, headers)| Answer { status, headers, whole, body })))
+    Ok((whole, parse_head(status, &head, limits).map(|(status, headers)| Answer { status, headers, whole, body })))
 }
 
-fn parse_head(status: u16, head: &Bytes) -> Result<(StatusCode, HeaderMap), Malformed> {
+fn parse_head(status: u16, head: &Bytes, limits: &AnswerLimits) -> Result<(StatusCode, HeaderMap), Malformed> {
     let status = StatusCode::from_u16(status).map_err(|_| Malformed("a status that is none"))?;
     if !(200..600).contains(&status.as_u16()) {
         return Err(Malformed("a status that is no answer's"));
     }
-    let mut headers = HeaderMap::new();
-    if head.is_empty() {
-        return Ok((status, headers));
-    }
-    if head.len() > limits::RESPONSE_HEADER_BYTES_MAX {
+    if head.len() > limits.head_bytes {
         return Err(Malformed("headers over their limit"));
     }
-    let mut fields = head.split(|b| *b == b'\n');
+    let fields = (!head.is_empty()).then(|| head.split(|b| *b == b'\n'));
+    Ok((status, parse_headers(head, fields.into_iter().flatten(), limits.headers)?))
+}
+
+fn parse_headers<'a>(head: &Bytes, mut fields: impl Iterator<Item = &'a [u8]>, max: usize) -> Result<HeaderMap, Malformed> {
+    let mut headers = HeaderMap::new();
     while let Some(name) = fields.next() {
         let value = fields.next().ok_or(Malformed("a header without a value"))?;
-        if headers.len() >= limits::RESPONSE_HEADERS_MAX {
+        if headers.len() >= max {
             return Err(Malformed("too many headers"));
         }
         let name = HeaderName::from_bytes(name).map_err(|_| Malformed("a header's name that is none"))?;
@@ -98,7 +119,29 @@ fn parse_head(status: u16, head: &Bytes) -> Result<(StatusCode, HeaderMap), Malf
             .map_err(|_| Malformed("a header's value that is none"))?;
         headers.append(name, value);
     }
-    Ok((status, headers))
+    Ok(headers)
+}
+
+/// Reads the payload of a router's call.
+///
+/// # Errors
+/// When it is no request: routers are ours, so that this ends the link.
+pub fn parse_call(payload: &[u8]) -> Result<Request<Bytes>, Malformed> {
+    const SHORT: Malformed = Malformed("a call that is too short");
+    let (mut fixed, rest) = payload.split_at_checked(4).ok_or(SHORT)?;
+    let head = fixed.get_u32_le() as usize;
+    let mut body = Bytes::copy_from_slice(rest);
+    if head > body.len() {
+        return Err(SHORT);
+    }
+    let head = body.split_to(head);
+    let mut fields = head.split(|b| *b == b'\n');
+    let (Some(method), Some(target)) = (fields.next(), fields.next()) else { return Err(SHORT) };
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
+    *request.uri_mut() = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Malformed("a target that is none"))?;
+    *request.headers_mut() = parse_headers(&head, fields, CALL_HEADERS_MAX)?;
+    Ok(request)
 }
 
 /// Without the white space around it that no value has (RFC 9110, 5.5).

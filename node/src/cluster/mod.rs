@@ -175,6 +175,7 @@ impl Membership {
             zone: config.zone.clone(),
             capacity: config.capacity,
             state: NodeState::Active,
+            links: true,
         };
         let registration = Registration::start(coordinator, &prefix, record, config.lease_ttl).await?;
         Ok(Self { registration, config, asked_to_leave, leaving, control_addr: bound, tasks })

@@ -5,12 +5,13 @@ use super::forward::Exchange;
 use crate::uploads;
 use bytes::{Bytes, BytesMut};
 use hearth_edge::{
-    link::LinkBody,
+    BoxError,
+    link::AnswerBody,
     patience::{Patience, Terms},
+    serve::ClientBody,
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::{
     cell::{Cell, RefCell},
     io,
@@ -20,8 +21,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, Sleep};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body of up to so many bytes is read before its request takes a place of its tenant's or container's: a client that trickles it holds
 /// nothing but its connection. With all of `connections_max` at it, 20,000 by default, that is 320 MB.
@@ -81,7 +80,7 @@ impl Drop for Held {
 }
 
 enum Source {
-    Client(Incoming),
+    Client(ClientBody),
     /// Read already.
     Memory(Bytes),
 }
@@ -95,7 +94,7 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, limit: u64, terms: Terms, upload: Rc<Upload>) -> Self {
+    pub fn new(inner: ClientBody, limit: u64, terms: Terms, upload: Rc<Upload>) -> Self {
         upload.whole.set(inner.is_end_stream());
         Self { source: Source::Client(inner), left: limit, patience: Patience::new(terms), upload }
     }
@@ -149,7 +148,7 @@ impl Body for RequestBody {
         };
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
             Poll::Ready(None) => {
                 this.upload.awaited.set(false);
                 this.upload.ended();
@@ -207,38 +206,6 @@ pub(super) enum ResponseBody {
     Manage(axum::body::Body),
     /// From a function.
     Function(Box<FunctionBody>),
-}
-
-/// A function's answer as it comes.
-pub(super) enum AnswerBody {
-    Http(Incoming),
-    Link(LinkBody),
-}
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Link(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Http(body) => body.is_end_stream(),
-            Self::Link(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Http(body) => body.size_hint(),
-            Self::Link(body) => body.size_hint(),
-        }
-    }
 }
 
 /// A function's answer on its way to the client.

@@ -3,12 +3,12 @@
 
 use super::{
     admit::Permit,
-    body::{AnswerBody, Held, RequestBody, Upload},
+    body::{Held, RequestBody, Upload},
     worker::Worker,
 };
 use crate::handler::{Lease, LiveContainer};
 use bytes::{BufMut, BytesMut};
-use hearth_edge::link::{CallError, Link};
+use hearth_edge::link::{AnswerBody, AnswerLimits, CallError, Fields, Link};
 use hearth_model::{
     header,
     protocol::{CallHeader, paths},
@@ -110,7 +110,8 @@ impl Connections {
         if let Some(link) = known() {
             return Ok(link);
         }
-        let link = Rc::new(Link::open(stream));
+        // A container's end shows as the end of its socket.
+        let link = Rc::new(Link::open(stream, AnswerLimits::RUNTIME, std::future::pending()));
         self.of(container, |open| open.link = Some(Rc::clone(&link)));
         Ok(link)
     }
@@ -121,7 +122,7 @@ impl Connections {
             open.idle.retain(|s| !s.is_closed());
             open.link.take_if(|link| !link.is_open());
             let has_any = open.link.is_some() || !open.idle.is_empty();
-            let used = open.used || open.link.as_ref().is_some_and(|link| link.is_used());
+            let used = open.used || open.link.as_ref().is_some_and(|link| link.in_flight() > 0);
             open.used = false;
             open.container.is_alive() && used && has_any
         });
@@ -178,23 +179,20 @@ pub(super) async fn send(
 /// The head of a call over the link.
 fn write_head(out: &mut BytesMut, call: &CallHeader<'_>, request: &Request<RequestBody>) {
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    // Piece by piece, since formatting costs more than all the rest of this. Writing to memory does not fail.
-    out.put_slice(call.function.as_str().as_bytes());
-    let _ = writeln!(out, "@{}", call.version.0);
-    out.put_slice(call.request_id.as_bytes());
-    let _ = write!(out, "\n{}\n{}", call.timeout_ms, call.prefix_bytes);
-    let mut field = |text: &[u8]| {
-        out.put_u8(b'\n');
-        out.put_slice(text);
-    };
+    let mut fields = Fields::new(out);
+    // Writing to memory does not fail.
+    let function = fields.begin();
+    function.put_slice(call.function.as_str().as_bytes());
+    let _ = write!(function, "@{}", call.version.0);
+    fields.put(call.request_id.as_bytes());
+    for number in [call.timeout_ms, call.prefix_bytes as u64] {
+        let _ = write!(fields.begin(), "{number}");
+    }
     for text in [call.client_ip, request.method().as_str(), target] {
-        field(text.as_bytes());
+        fields.put(text.as_bytes());
     }
     // A try over HTTP may have put the same into a header, which is not the function's.
-    for (name, value) in request.headers().iter().filter(|(name, _)| *name != header::CALL) {
-        field(name.as_str().as_bytes());
-        field(value.as_bytes());
-    }
+    fields.put_headers(request.headers().iter().filter(|(name, _)| *name != header::CALL));
 }
 
 async fn send_http(

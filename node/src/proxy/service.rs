@@ -2,8 +2,9 @@
 
 use super::{
     admit::{Permit, Refused},
-    body::{AnswerBody, FunctionBody, Held, RequestBody, ResponseBody, Upload},
+    body::{FunctionBody, Held, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
+    metrics::Metrics,
     respond,
     worker::{RATE_MIN_BYTES_PER_S, Worker},
 };
@@ -13,7 +14,13 @@ use crate::{
     uploads::Full,
 };
 use bytes::Bytes;
-use hearth_edge::{headers, ids, patience::Terms, serve, serve::Peer, upgrade};
+use hearth_edge::{
+    headers, ids,
+    link::AnswerBody,
+    patience::Terms,
+    serve::{self, ClientBody, Peer},
+    upgrade,
+};
 use hearth_model::{
     Fault, FunctionPath, FunctionVersion, ProblemKind, header as names, limits,
     protocol::{CallHeader, ErrorReason},
@@ -21,7 +28,7 @@ use hearth_model::{
 use hearth_store::Servable;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     fmt::Write,
     net::IpAddr,
@@ -39,7 +46,7 @@ const CONTAINERS_MAX: usize = 3;
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers one request; never fails, since every failure is an answer.
-pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<ClientBody>) -> Response<ResponseBody> {
     let path = request.uri().path();
     let request_id = request_id(&worker, peer, &request);
     if worker.shared.refusing.is_cancelled() {
@@ -47,7 +54,7 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
     }
     if path.starts_with("/run/") {
         let metrics = Arc::clone(&worker.shared.metrics);
-        metrics.in_flight.inc();
+        let _in_flight = InFlight::new(&metrics);
         let response = match invoke(worker, peer, request, &request_id).await {
             Ok(response) => response,
             Err(failure) => {
@@ -65,7 +72,6 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
                 response
             }
         };
-        metrics.in_flight.dec();
         return response;
     }
     if path == "/v1" || path.starts_with("/v1/") {
@@ -73,6 +79,22 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Inc
     }
     let detail = "functions are below /run/{tenant}/{container}/{function}, the management API below /v1";
     respond::problem(ProblemKind::NotFound, "proxy", detail, &request_id)
+}
+
+/// Counts a request until its answer's head, also one that its client gives up before.
+struct InFlight(Gauge);
+
+impl InFlight {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics.in_flight.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// The answer to whoever comes although this node has said that it leaves: another one serves it, since nothing of it was used.
@@ -85,7 +107,7 @@ fn late(request_id: &str) -> Response<ResponseBody> {
 }
 
 /// A request keeps the id that a router gave it; a client's word is not taken.
-fn request_id(worker: &Worker, peer: &Peer, request: &Request<Incoming>) -> String {
+fn request_id(worker: &Worker, peer: &Peer, request: &Request<ClientBody>) -> String {
     let given = request.headers().get(names::REQUEST_ID).filter(|id| peer.is_router && ids::is_request_id(id.as_bytes()));
     given.and_then(|id| id.to_str().ok()).map_or_else(|| worker.ids.next(), str::to_owned)
 }
@@ -123,7 +145,7 @@ impl Failure {
     }
 }
 
-async fn manage_call(worker: &Worker, peer: &Peer, request: Request<Incoming>, request_id: String) -> Response<ResponseBody> {
+async fn manage_call(worker: &Worker, peer: &Peer, request: Request<ClientBody>, request_id: String) -> Response<ResponseBody> {
     if let Err(failure) = check_head(&request) {
         let mut response = respond::problem(failure.kind, failure.component, failure.detail, &request_id);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -161,7 +183,7 @@ fn trusts(worker: &Worker, peer: &Peer) -> bool {
 async fn invoke(
     worker: Rc<Worker>,
     peer: &Peer,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
     request_id: &str,
 ) -> Result<Response<ResponseBody>, Failure> {
     check(&request, &worker)?;
@@ -209,7 +231,7 @@ async fn invoke(
 }
 
 /// On how many nodes the container runs, as the router says: this node admits its share of the tenant's limits.
-fn spread(peer: &Peer, request: &Request<Incoming>) -> u32 {
+fn spread(peer: &Peer, request: &Request<ClientBody>) -> u32 {
     let said = request.headers().get(names::SPREAD).filter(|_| peer.is_router).and_then(|v| v.to_str().ok());
     said.and_then(|v| v.parse().ok()).unwrap_or(1).max(1)
 }
@@ -242,7 +264,7 @@ fn function_key(path: &str) -> Option<&str> {
     Some(&rest[..slashes.next().unwrap_or(rest.len())])
 }
 
-fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
+fn check(request: &Request<ClientBody>, worker: &Worker) -> Result<(), Failure> {
     check_head(request).map_err(Failure::closing)?;
     let limit = worker.shared.config.request_body_max.as_u64();
     match http_body::Body::size_hint(request.body()).exact() {
@@ -252,7 +274,7 @@ fn check(request: &Request<Incoming>, worker: &Worker) -> Result<(), Failure> {
 }
 
 /// Refuses heads over their limits and those that can be read in two ways.
-fn check_head(request: &Request<Incoming>) -> Result<(), Failure> {
+fn check_head(request: &Request<ClientBody>) -> Result<(), Failure> {
     if *request.method() == Method::CONNECT {
         return Err(fail(ProblemKind::MethodNotAllowed, "proxy", "CONNECT is not forwarded"));
     }
@@ -284,7 +306,7 @@ fn body_too_slow() -> Failure {
 }
 
 /// The request with its body counted and watched, and read already if it is small.
-async fn with_body(worker: &Worker, request: Request<Incoming>, upload: &Rc<Upload>) -> Result<Request<RequestBody>, Failure> {
+async fn with_body(worker: &Worker, request: Request<ClientBody>, upload: &Rc<Upload>) -> Result<Request<RequestBody>, Failure> {
     let config = &worker.shared.config;
     let terms = Terms { wait_max: config.header_timeout, rate_min_bytes_per_s: RATE_MIN_BYTES_PER_S };
     let (parts, incoming) = request.into_parts();

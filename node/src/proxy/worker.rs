@@ -7,12 +7,11 @@ use hearth_edge::{
     ids::RequestIds,
     listen::{Listener, Options},
     patience::Terms,
-    serve::{self, Peer, Protocol},
+    serve::{self, ClientBody, Peer, Protocol},
     tls,
 };
 use hearth_model::limits;
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +53,7 @@ impl Proxy {
             headers_max: limits::REQUEST_HEADERS_MAX * 2,
             tls,
             http2: None,
+            links: true,
             trust_loopback: config.trust_router,
             draining: draining.clone(),
         });
@@ -108,7 +108,7 @@ pub(super) struct Worker {
 impl serve::Service for Worker {
     type Body = ResponseBody;
 
-    async fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(self: Rc<Self>, peer: Rc<Peer>, request: Request<ClientBody>) -> Response<ResponseBody> {
         let node_name = self.shared.node_name.clone();
         let mut response = service::answer(self, &peer, request).await;
         if let Some(name) = node_name {

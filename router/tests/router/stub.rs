@@ -131,14 +131,19 @@ pub fn config() -> Config {
 
 /// The order in which the nodes at these addresses are tried for [`TARGET`] is the order given here.
 pub fn table(addrs: &[SocketAddr], spread: usize) -> FixedTable {
-    let info = |n: usize, addr: SocketAddr| NodeInfo { name: format!("n{n}"), incarnation: 1, addr, draining: false };
+    FixedTable::new(infos(addrs, spread), spread)
+}
+
+/// The nodes at these addresses, in that order.
+pub fn infos(addrs: &[SocketAddr], spread: usize) -> Vec<NodeInfo> {
+    let info = |n: usize, addr: SocketAddr| NodeInfo { name: format!("n{n}"), incarnation: 1, addr, draining: false, links: false };
     let infos: Vec<_> = addrs.iter().enumerate().map(|(n, addr)| info(n, *addr)).collect();
     let order = FixedTable::new(infos.clone(), spread).candidates("acme", "main", 0);
     let mut placed = infos.clone();
     for (n, index) in order.as_slice().iter().enumerate() {
         placed[usize::from(*index)] = infos[n].clone();
     }
-    FixedTable::new(placed, spread)
+    placed
 }
 
 pub async fn router(config: Config, addrs: &[SocketAddr]) -> Router {

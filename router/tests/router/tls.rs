@@ -13,13 +13,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -28,7 +28,7 @@ impl Authority {
     }
 
     /// Writes a certificate of that name.
-    fn issue(&self, dir: &Path, name: &str) -> Files {
+    pub fn issue(&self, dir: &Path, name: &str) -> Files {
         let key = KeyPair::generate().unwrap();
         let cert = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
         let at = |kind: &str| dir.join(format!("{name}.{kind}"));

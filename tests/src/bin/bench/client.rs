@@ -3,7 +3,7 @@
 //! machine with what they measure. Latencies are measured by the load test's open loop instead.
 
 use anyhow::{Context, Result, bail};
-use hearth_edge::link::Link;
+use hearth_edge::link::{AnswerLimits, Link};
 use http_body_util::BodyExt;
 use std::{
     path::{Path, PathBuf},
@@ -154,7 +154,7 @@ pub fn closed_loop(target: &Target, request: &[u8], connections: usize, duration
 pub fn closed_loop_link(socket: &Path, head: &str, calls: usize, duration: Duration) -> Result<Figures> {
     let (socket, head) = (socket.to_owned(), Arc::<str>::from(head));
     on_thread(move || async move {
-        let link = Rc::new(Link::open(UnixStream::connect(socket).await?));
+        let link = Rc::new(Link::open(UnixStream::connect(socket).await?, AnswerLimits::RUNTIME, std::future::pending()));
         let began = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..calls {
