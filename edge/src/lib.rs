@@ -1,6 +1,6 @@
 //! What every public listener of Hearth needs, whether a router's or a node's: an accept loop that bounds and deals out connections,
 //! HTTP/1.1 and HTTP/2 with a deadline on every wait for the other side, header hygiene, TLS with certificates that are read again
-//! when they change; and the links over which a node sends requests to runtimes. It knows nothing of functions, nodes or routes.
+//! when they change; and links, over which routers send requests to nodes and nodes to runtimes. It knows nothing of functions, nodes or routes.
 
 pub mod addresses;
 pub mod corpus;
