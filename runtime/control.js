@@ -3,6 +3,7 @@
 // that code inside the container cannot take the node's place.
 
 const net = require('node:net');
+const { trim } = require('./trim');
 const { setImmediate: later } = require('node:timers');
 
 // Taken before any function runs, so that a function which alters the built-ins does not alter the protocol.
@@ -73,6 +74,9 @@ function createControl() {
         break;
       case 'unload':
         functions.unload(message.function, message.version);
+        break;
+      case 'trim':
+        trim();
         break;
       case 'preload':
         functions.preload(message.modules).then((failed) => send({ t: 'preloaded', id: message.id, failed }));

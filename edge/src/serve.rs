@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::{Semaphore, mpsc},
     task::LocalSet,
@@ -191,6 +191,7 @@ async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepte
                 if speech == Speech::Link {
                     // It was seen, so that it is there.
                     stream.read_exact(&mut [0; frames::PREFACE.len()]).await?;
+                    stream.write_all(frames::PREFACE).await?;
                 }
                 protocol.speak(service, Peer::new(addr, is_router, false), stream, speech, &open).await
             }

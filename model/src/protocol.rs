@@ -103,7 +103,8 @@ impl fmt::Display for CallHeader<'_> {
 /// An answer's head is name and value of every header, as above. Of an answer's data at most [`link::WINDOW_BYTES`](WINDOW_BYTES) may be on
 /// their way, each frame counting [`link::FRAME_COST_BYTES`](FRAME_COST_BYTES) more than it has: without credit for them the callee waits.
 pub mod link {
-    /// The first bytes of a router's plain connection that is a link (development only: elsewhere TLS agrees on it, by [`ALPN`]).
+    /// The first bytes of a router's plain connection that is a link, and the node's answer to them (development only: elsewhere TLS agrees on
+    /// it, by [`ALPN`]). Who knows no links, or not from that router, answers in HTTP.
     pub const PREFACE: &[u8; 16] = b"HEARTH-LINK/1\r\n\r";
     /// The protocol's name in TLS.
     pub const ALPN: &[u8] = b"hearth-link/1";
@@ -207,6 +208,8 @@ pub enum ToRuntime {
         /// Which version.
         version: VersionNumber,
     },
+    /// Give back memory: nobody has asked for anything for a while.
+    Trim,
     /// Require modules ahead of a claim. Answered by [`FromRuntime::Preloaded`].
     Preload {
         /// Matches the answer.
@@ -353,6 +356,7 @@ impl fmt::Debug for ToRuntime {
             Self::Hello { .. } => f.write_str("Hello"),
             Self::Load { id, function, version, .. } => write!(f, "Load({id} {function}@{version})"),
             Self::Unload { function, version } => write!(f, "Unload({function}@{version})"),
+            Self::Trim => f.write_str("Trim"),
             Self::Preload { id, modules } => write!(f, "Preload({id} {} modules)", modules.len()),
             Self::Ping { id } => write!(f, "Ping({id})"),
             Self::Storage { id, .. } => write!(f, "Storage({id})"),

@@ -35,8 +35,8 @@ pub(crate) struct Node {
     pub name: String,
     pub incarnation: u64,
     pub addr: SocketAddr,
-    /// Whether it takes links.
-    pub links: bool,
+    /// Whether it takes links: its record says so, and nothing has shown the contrary.
+    pub links: AtomicBool,
     pub in_flight: AtomicU32,
     /// When it last said something, in milliseconds since `born`.
     heard_ms: AtomicU64,
@@ -63,7 +63,7 @@ impl Node {
             name: info.name.clone(),
             incarnation: info.incarnation,
             addr: info.addr,
-            links: info.links,
+            links: AtomicBool::new(info.links),
             in_flight: AtomicU32::new(0),
             heard_ms: AtomicU64::new(0),
             born: now,

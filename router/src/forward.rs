@@ -24,11 +24,11 @@ use std::{
     collections::HashMap,
     io,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -139,6 +139,9 @@ impl Worker {
             }
             Err(error) => {
                 tracing::debug!(node = node.name, %error, "no link to a node");
+                if error.kind() == io::ErrorKind::Unsupported {
+                    node.links.store(false, Relaxed);
+                }
                 open.no_link_before = Some(Instant::now() + LINK_PAUSE);
             }
         }
@@ -158,12 +161,17 @@ async fn connect_link(shared: &Shared, node: &Node) -> io::Result<Link> {
         Some(connector) => {
             let stream = connector.connect(tls::NODE, &[frames::ALPN], stream).await?;
             if stream.get_ref().1.alpn_protocol() != Some(frames::ALPN) {
-                return Err(io::Error::other("the node takes no links"));
+                return Err(io::ErrorKind::Unsupported.into());
             }
             Ok(Link::open(stream, AnswerLimits::NODE, gone))
         }
         None => {
             stream.write_all(frames::PREFACE).await?;
+            let mut answer = [0; frames::PREFACE.len()];
+            stream.read_exact(&mut answer).await?;
+            if answer != *frames::PREFACE {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             Ok(Link::open(stream, AnswerLimits::NODE, gone))
         }
     }
@@ -208,7 +216,7 @@ pub(crate) async fn send(
     upload: &SharedUpload,
     upgrades: bool,
 ) -> Result<Sent, SendError> {
-    if node.links && !upgrades {
+    if node.links.load(Relaxed) && !upgrades {
         for _ in 0..STALE_TRIES_MAX {
             // Without a link, HTTP does as well.
             let (Some(link), Some(body)) = (worker.link(node), upload.borrow().whole()) else { break };

@@ -233,6 +233,18 @@ test('a cancelled call is ended by the runtime, once', async () => {
   link.socket.destroy();
 });
 
+test('what loading left behind is given back when the node says so, and no function sees how', async () => {
+  await runtime.load('left', `let left = []; for (let i = 0; i < 300000; i++) left.push({ i }); left = null;
+    module.exports = (cb) => cb(null, { rss: process.memoryUsage.rss(), gc: typeof gc });`);
+  const before = (await runtime.link.call(fields('left')).answer).json;
+  runtime.send({ t: 'trim' });
+  runtime.send({ t: 'trim' });
+  await runtime.load('last', 'module.exports = (cb) => cb(null, 0);');
+  const after = (await runtime.link.call(fields('left')).answer).json;
+  assert.equal(after.gc, 'undefined');
+  assert.ok(before.rss - after.rss > 4e6, `${before.rss} ${after.rss}`);
+});
+
 test('who sends nonsense loses the connection, and nobody else does', async () => {
   const nonsense = [
     Buffer.from([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1]),

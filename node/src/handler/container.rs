@@ -5,6 +5,7 @@ use crate::uploads::{Full, UploadPlace, Uploads};
 use arc_swap::ArcSwap;
 use hearth_model::{
     Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
+    protocol::ToRuntime,
 };
 use hearth_sandbox::{Exit, Running};
 use hearth_store::Servable;
@@ -147,6 +148,8 @@ pub struct LiveContainer {
     gone: watch::Sender<bool>,
     /// What its functions' loads took, to weigh whom to destroy first.
     cold_cost_us: AtomicU64,
+    /// Something was loaded since it last gave back memory.
+    untrimmed: AtomicBool,
 }
 
 impl fmt::Debug for LiveContainer {
@@ -188,6 +191,7 @@ impl LiveContainer {
             exit: watch::Sender::new(None),
             gone: watch::Sender::new(false),
             cold_cost_us: AtomicU64::new(0),
+            untrimmed: AtomicBool::new(true),
         })
     }
 
@@ -302,6 +306,16 @@ impl LiveContainer {
         retired.retain(|(_, f, v)| !(f == function && *v == version));
         retired.extend(replaced.map(|v| (Instant::now(), function.clone(), v)));
         self.loaded.store(Arc::new(loaded));
+        self.untrimmed.store(true, Relaxed);
+    }
+
+    /// Has the runtime give back what loading left behind, once for each load; false where there is nothing to give.
+    pub(super) fn trim(&self) -> bool {
+        let due = self.untrimmed.swap(false, Relaxed);
+        if due {
+            self.control.tell(&ToRuntime::Trim);
+        }
+        due
     }
 
     /// Versions that were replaced at least `age` ago, once each.

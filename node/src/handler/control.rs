@@ -99,8 +99,12 @@ impl Control {
         self.shared.broken.cancelled().await;
     }
 
-    /// Sends without waiting for an answer.
-    pub async fn tell(&self, message: &ToRuntime) -> Result<(), AcquireError> {
+    /// Sends without waiting for an answer; not at all to a runtime that does not read.
+    pub fn tell(&self, message: &ToRuntime) {
+        let _ = self.shared.to_runtime.try_send(encode(message));
+    }
+
+    async fn send(&self, message: &ToRuntime) -> Result<(), AcquireError> {
         self.shared.to_runtime.send(encode(message)).await.map_err(|_| AcquireError::Crashed { out_of_memory: false })
     }
 
@@ -116,7 +120,7 @@ impl Control {
         }
         let ended = || AcquireError::Crashed { out_of_memory: false };
         let outcome = tokio::time::timeout(timeout, async {
-            self.tell(&question(id)).await?;
+            self.send(&question(id)).await?;
             answer.await.map_err(|_| ended())
         })
         .await;

@@ -13,6 +13,10 @@ use std::{
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Idle time after which a container gives back memory: a seventh of what an idle one has is what loading left behind.
+const TRIM_AFTER: Duration = Duration::from_secs(5);
+/// Each takes some ten milliseconds of a core, which others want.
+const TRIMS_PER_TICK: usize = 16;
 /// Memory is looked at every so many ticks: it is one read of a file per container.
 const MEMORY_TICKS: u32 = 5;
 /// A request cannot be on its way to a replaced version for longer.
@@ -28,15 +32,18 @@ pub(super) async fn watch(handler: Arc<Handler>) {
         }
         let containers = handler.containers.all();
         let now_ms = handler.now_ms();
+        let mut trims = 0;
         for container in &containers {
             for (function, version) in container.take_retired(FORGET_AFTER) {
-                let _ = container.control.tell(&ToRuntime::Unload { function, version }).await;
+                container.control.tell(&ToRuntime::Unload { function, version });
             }
             let idle = Duration::from_millis(container.idle_ms(now_ms));
             if idle >= handler.config.destroy_after {
                 destroy_idle(&handler, container, "idle");
             } else if idle >= handler.config.freeze_after && container.state() == State::Running {
                 freeze(&handler, container).await;
+            } else if idle >= TRIM_AFTER && trims < TRIMS_PER_TICK && container.state() == State::Running {
+                trims += usize::from(container.trim());
             }
         }
         ticks += 1;

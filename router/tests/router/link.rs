@@ -142,6 +142,20 @@ async fn what_is_there_goes_over_a_link_and_the_rest_over_http() {
 }
 
 #[tokio::test]
+async fn a_node_that_takes_no_links_after_all_is_spoken_to_over_http() {
+    let node = Stub::named("plain").await;
+    let mut nodes = infos(&[node.addr], 1);
+    nodes[0].links = true;
+    let router = Router::start(config(), Deps { routes: Arc::new(FixedTable::new(nodes, 1)) }).await.unwrap();
+    for _ in 0..20 {
+        let answer = call(router.addr(), "POST").await;
+        assert!(answer.ends_with("plain"), "{answer}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(metric(&router, "hearth_router_linked_total").await, 0.0);
+}
+
+#[tokio::test]
 async fn who_breaks_off_an_upload_reaches_no_node() {
     let node = Node::start(None).await;
     let router = linked(config(), node.addr, &[]).await;

@@ -105,6 +105,21 @@ async fn idle_containers_are_frozen_then_destroyed_and_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_container_gives_back_what_its_load_left_behind() {
+    let hearth = Hearth::with(Options::default()).await;
+    let code = "let left = []; for (let i = 0; i < 300000; i++) left.push({ i }); left = null; let n = 0;
+        module.exports = cb => cb(null, { n: ++n, mb: process.memoryUsage.rss() / 1e6, gc: typeof gc });";
+    hearth.deploy_code("acme/main/f", code).await;
+    let before = hearth.get("acme/main/f").await.expect(200).json();
+    // A call would make it busy again, so that there is nothing to wait for but time.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let after = hearth.get("acme/main/f").await.expect(200).json();
+    assert_eq!((&after["n"], &after["gc"]), (&json!(2), &json!("undefined")));
+    let freed = before["mb"].as_f64().unwrap() - after["mb"].as_f64().unwrap();
+    assert!(freed > 5.0, "{before} {after}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_docker_stalls_warm_requests_go_on_and_cold_ones_are_refused_quickly() {
     let gate_dir = tempfile::tempdir().unwrap();
     let gate = SocketGate::start(&gate_dir.path().join("docker.sock"), Path::new("/var/run/docker.sock")).unwrap();

@@ -57,7 +57,7 @@ pub async fn memory(bench: &Bench, report: &mut Report) -> Result<()> {
         let paths = tenants(&platform, "idle", bench.many(40)).await?;
         first_requests(&platform, &paths, false).await?;
         tokio::time::sleep(std::time::Duration::from_secs(if bench.quick { 1 } else { 10 })).await;
-        let (kib, count) = resident(&platform)?;
+        let (kib, count) = resident(&platform).await?;
         ensure!(count >= paths.len(), "{count} containers for {} tenants", paths.len());
         let mb = kib as f64 * 1_024.0 / 1e6 / count as f64;
         report.add("memory of an idle claimed container, shim included", mb, "MB", Bound::AtMost(14.0), format!("{count} of them"));
@@ -68,11 +68,19 @@ pub async fn memory(bench: &Bench, report: &mut Report) -> Result<()> {
     result
 }
 
-fn resident(platform: &Platform) -> Result<(u64, usize)> {
+/// KiB of all containers that have an owner, and how many they are.
+async fn resident(platform: &Platform) -> Result<(u64, usize)> {
     let instance = fs::read_to_string(platform.data_dir.join("instance")).context("the instance's name")?;
     let label = format!("label=hearth.instance={}", instance.trim());
-    let ids = Command::new("docker").args(["ps", "-q", "--no-trunc", "--filter", &label]).output().context("docker ps")?;
-    let ids: Vec<String> = String::from_utf8(ids.stdout)?.lines().map(str::to_owned).collect();
+    let status = platform.status().await?;
+    let list = status["handler"]["list"].as_array().context("no list of containers")?;
+    let claimed: Vec<String> = list.iter().map(|container| container["slot"].to_string()).collect();
+    let format = "{{.ID}} {{.Label \"hearth.slot\"}}";
+    let ids =
+        Command::new("docker").args(["ps", "--no-trunc", "--filter", &label, "--format", format]).output().context("docker ps")?;
+    let ids = String::from_utf8(ids.stdout)?;
+    let with_slots = ids.lines().filter_map(|line| line.split_once(' '));
+    let ids: Vec<String> = with_slots.filter(|(_, slot)| claimed.iter().any(|s| s == slot)).map(|(id, _)| id.to_owned()).collect();
     let mut kib = 0_u64;
     for entry in fs::read_dir("/proc")?.flatten() {
         let dir = entry.path();

@@ -24,16 +24,24 @@ impl Process {
 
     /// Asks it to leave, and waits.
     pub fn terminate(mut self) {
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let until = Instant::now() + Duration::from_secs(60);
+        self.leave(Duration::from_secs(60));
+    }
+
+    fn leave(&mut self, patience: Duration) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        }
+        let until = Instant::now() + patience;
         while Instant::now() < until && matches!(self.0.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // Asked first, since nginx's workers would outlive it.
+        self.leave(Duration::from_secs(5));
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
