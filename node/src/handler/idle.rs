@@ -1,5 +1,5 @@
-//! One ticking task for all containers: freezes the idle, destroys those idle for long, makes room when memory is short, and lets
-//! runtimes forget versions that were replaced.
+//! Ticking tasks for all containers: one freezes the idle, destroys those idle for long, makes room when memory is short, and lets
+//! runtimes forget versions that were replaced; the other has the idle give back memory.
 
 use super::{
     Handler,
@@ -15,8 +15,8 @@ use std::{
 const TICK: Duration = Duration::from_secs(1);
 /// Idle time after which a container gives back memory: a seventh of what an idle one has is what loading left behind.
 const TRIM_AFTER: Duration = Duration::from_secs(5);
-/// Each takes some ten milliseconds of a core, which others want.
-const TRIMS_PER_TICK: usize = 16;
+/// One at a time, since each takes some ten milliseconds of a core, which others want.
+const TRIM_EVERY: Duration = Duration::from_millis(200);
 /// Memory is looked at every so many ticks: it is one read of a file per container.
 const MEMORY_TICKS: u32 = 5;
 /// A request cannot be on its way to a replaced version for longer.
@@ -32,7 +32,6 @@ pub(super) async fn watch(handler: Arc<Handler>) {
         }
         let containers = handler.containers.all();
         let now_ms = handler.now_ms();
-        let mut trims = 0;
         for container in &containers {
             for (function, version) in container.take_retired(FORGET_AFTER) {
                 container.control.tell(&ToRuntime::Unload { function, version });
@@ -42,14 +41,27 @@ pub(super) async fn watch(handler: Arc<Handler>) {
                 destroy_idle(&handler, container, "idle");
             } else if idle >= handler.config.freeze_after && container.state() == State::Running {
                 freeze(&handler, container).await;
-            } else if idle >= TRIM_AFTER && trims < TRIMS_PER_TICK && container.state() == State::Running {
-                trims += usize::from(container.trim());
             }
         }
         ticks += 1;
         if ticks.is_multiple_of(MEMORY_TICKS) {
             make_room(&handler, containers, limit).await;
         }
+    }
+}
+
+/// Has idle containers give back memory, one after the other.
+pub(super) async fn trim(handler: Arc<Handler>) {
+    loop {
+        tokio::select! {
+            () = handler.leaving.cancelled() => return,
+            () = tokio::time::sleep(TRIM_EVERY) => {}
+        }
+        let now_ms = handler.now_ms();
+        let is_idle = |container: &Arc<LiveContainer>| {
+            container.state() == State::Running && Duration::from_millis(container.idle_ms(now_ms)) >= TRIM_AFTER
+        };
+        let _ = handler.containers.all().iter().filter(|container| is_idle(container)).find(|container| container.trim());
     }
 }
 

@@ -274,6 +274,7 @@ impl Handler {
         handler.adopt().await?;
         handler.tasks.spawn(pool::keep_full(Arc::clone(&handler)));
         handler.tasks.spawn(idle::watch(Arc::clone(&handler)));
+        handler.tasks.spawn(idle::trim(Arc::clone(&handler)));
         handler.tasks.spawn(metering::watch(Arc::clone(&handler)));
         Ok(handler)
     }

@@ -56,7 +56,7 @@ pub async fn memory(bench: &Bench, report: &mut Report) -> Result<()> {
     let result = async {
         let paths = tenants(&platform, "idle", bench.many(40)).await?;
         first_requests(&platform, &paths, false).await?;
-        tokio::time::sleep(std::time::Duration::from_secs(if bench.quick { 1 } else { 10 })).await;
+        tokio::time::sleep(std::time::Duration::from_secs(if bench.quick { 1 } else { 20 })).await;
         let (kib, count) = resident(&platform).await?;
         ensure!(count >= paths.len(), "{count} containers for {} tenants", paths.len());
         let mb = kib as f64 * 1_024.0 / 1e6 / count as f64;
