@@ -76,7 +76,11 @@ function createControl() {
         functions.unload(message.function, message.version);
         break;
       case 'trim':
-        trim();
+        try {
+          trim();
+        } catch {
+          // A function has altered what it needs; its container stays as large as it is.
+        }
         break;
       case 'preload':
         functions.preload(message.modules).then((failed) => send({ t: 'preloaded', id: message.id, failed }));

@@ -34,6 +34,34 @@ impl std::fmt::Display for Oversize {
     }
 }
 
+/// A content-length that is no number, or several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnclearLength;
+
+/// What a head says of its body's length.
+///
+/// # Errors
+/// [`UnclearLength`].
+pub fn said_length(headers: &HeaderMap) -> Result<Option<u64>, UnclearLength> {
+    let mut said = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = said.next() else { return Ok(None) };
+    let digits = first.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse().ok()) {
+        Some(bytes) if said.all(|again| again == first) => Ok(Some(bytes)),
+        _ => Err(UnclearLength),
+    }
+}
+
+/// Leaves one content-length that is a number, or none.
+pub fn settle_length(headers: &mut HeaderMap) {
+    match said_length(headers) {
+        Ok(None) => {}
+        // Once, though it may have been said twice.
+        Ok(Some(bytes)) => drop(headers.insert(CONTENT_LENGTH, bytes.into())),
+        Err(UnclearLength) => drop(headers.remove(CONTENT_LENGTH)),
+    }
+}
+
 /// Checks number and size of the headers.
 ///
 /// # Errors
@@ -169,6 +197,18 @@ mod tests {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
         headers
+    }
+
+    #[test]
+    fn one_length_that_is_a_number_is_left_or_none() {
+        let all: [(&[&str], Option<&str>); 6] =
+            [(&[], None), (&["5"], Some("5")), (&["5", "5"], Some("5")), (&["5", "6"], None), (&["5, 5"], None), (&["abc"], None)];
+        for (said, left) in all {
+            let mut headers = map(&said.iter().map(|s| ("content-length", *s)).collect::<Vec<_>>());
+            settle_length(&mut headers);
+            let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().map(|v| v.to_str().unwrap()).collect();
+            assert_eq!(lengths, left.into_iter().collect::<Vec<_>>(), "{said:?}");
+        }
     }
 
     #[test]

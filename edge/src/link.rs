@@ -12,14 +12,17 @@ pub(crate) mod serve;
 mod tests;
 mod wire;
 
-use crate::BoxError;
+use crate::{
+    BoxError,
+    headers::{said_length, settle_length},
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use hearth_model::protocol::link as frames;
 use http::{Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 pub use parse::AnswerLimits;
-use parse::{Answer, Malformed, RawFrame, UNKNOWN, parse_answer, said_length};
+use parse::{Answer, Malformed, RawFrame, UNKNOWN, parse_answer};
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
@@ -111,9 +114,9 @@ struct State {
     /// Nothing can be written any more; what the other end had sent before is still read.
     unwritable: Option<String>,
     ended: Option<String>,
-    /// The other end takes no more calls.
+    /// The other end wants no more calls: the connection closes with its last exchange, as it does when nobody makes any.
     left: bool,
-    /// Nobody makes calls any more: the connection closes with its last exchange.
+    /// Nobody makes calls any more.
     leaving: bool,
 }
 
@@ -223,7 +226,7 @@ impl State {
         if self.given_up > GIVEN_UP_MAX {
             return Poll::Ready("the other end does not end what was cancelled".into());
         }
-        if self.leaving && self.exchanges.len() == self.given_up {
+        if (self.leaving || self.left) && self.exchanges.len() == self.given_up {
             return Poll::Ready("left".into());
         }
         polled
@@ -291,10 +294,11 @@ impl Link {
         state.ended.is_none() && state.unwritable.is_none() && !state.left
     }
 
-    /// Whether so much waits to be sent that a call should go another way.
+    /// Whether so much waits to be sent, or to be ended by the other end, that a call should go another way.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.state.borrow().out.waiting() > UNWRITTEN_BYTES_MAX
+        let state = self.state.borrow();
+        state.out.waiting() > UNWRITTEN_BYTES_MAX || state.given_up > GIVEN_UP_MAX / 2
     }
 
     /// How many calls are under way.
@@ -395,17 +399,16 @@ fn respond(answer: Answer, part: Part, bodiless: bool) -> Result<Response<LinkBo
     let Answer { status, mut headers, whole, body } = answer;
     headers.remove(header::TRANSFER_ENCODING);
     let bodiless = bodiless || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    if whole && !bodiless {
+    if whole && !bodiless || status == StatusCode::NO_CONTENT {
         headers.remove(header::CONTENT_LENGTH);
     }
-    let said = said_length(&headers).map_err(|error| CallError::Broken(error.to_string()))?;
-    if let Some(bytes) = said {
-        // Once, though it may have been said twice.
-        headers.insert(header::CONTENT_LENGTH, bytes.into());
-    }
-    if status == StatusCode::NO_CONTENT {
-        headers.remove(header::CONTENT_LENGTH);
-    }
+    // Of a body that does not come, a length that makes no sense is worth no more than none.
+    let said = if bodiless {
+        None
+    } else {
+        said_length(&headers).map_err(|_| CallError::Broken("a content-length that is none".into()))?
+    };
+    settle_length(&mut headers);
     let body = match (whole, bodiless) {
         // Whatever else comes is not waited for.
         (_, true) => LinkBody(Source::Whole(Bytes::new())),

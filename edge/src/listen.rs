@@ -33,6 +33,27 @@ impl Place {
     }
 }
 
+/// Between machines of ours: when nothing has come for so long the other is asked whether it is there, this often, so many times.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_secs(2);
+const ASK_TIMES: u32 = 3;
+/// What is sent must be acknowledged, and taken, within this.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Has the kernel end a connection whose other machine is gone without a word. Not for those on which an honest peer may stop reading.
+///
+/// # Errors
+/// The kernel's.
+pub fn end_when_silent(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, ASK_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, ASK_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, ASK_TIMES)?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(TAKE_TIMEOUT.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
 /// Connections that wait for one worker; few, since a worker only has to take them over.
 const HANDOVER_MAX: usize = 64;
 /// How long accepting waits after an error such as too many open files.
@@ -176,4 +197,20 @@ async fn accept_one(listener: &TcpListener, open: &Arc<Semaphore>) -> io::Result
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok((stream, peer, place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_is_told_to_watch_a_connection() {
+        use rustix::net::sockopt;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        end_when_silent(&stream).unwrap();
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 10_000);
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), ASK_AFTER);
+    }
 }

@@ -5,7 +5,7 @@ use crate::{
     BoxError,
     framing::{Strict, Switched},
     link,
-    listen::Accepted,
+    listen::{Accepted, end_when_silent},
     patience::{Patient, Terms},
     tls,
 };
@@ -189,6 +189,7 @@ async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepte
                 let speech = speech.await.map_err(io::Error::from)??;
                 let mut stream = stream;
                 if speech == Speech::Link {
+                    end_when_silent(&stream)?;
                     // It was seen, so that it is there.
                     stream.read_exact(&mut [0; frames::PREFACE.len()]).await?;
                     stream.write_all(frames::PREFACE).await?;
@@ -198,11 +199,14 @@ async fn connection<S: Service>(service: Rc<S>, protocol: Arc<Protocol>, Accepte
             Some(acceptor) => {
                 let shaken = tokio::time::timeout(protocol.first_byte_timeout, acceptor.current().accept(stream));
                 let stream = shaken.await.map_err(io::Error::from)??;
-                let session = stream.get_ref().1;
+                let (tcp, session) = stream.get_ref();
                 let is_router = tls::has_role(session.peer_certificates(), tls::ROUTER);
                 let speech = match session.alpn_protocol() {
                     Some(b"h2") => Speech::Http2,
-                    Some(frames::ALPN) if is_router && protocol.links => Speech::Link,
+                    Some(frames::ALPN) if is_router && protocol.links => {
+                        end_when_silent(tcp)?;
+                        Speech::Link
+                    }
                     Some(frames::ALPN) => return Err("links are for routers".into()),
                     _ => Speech::Http1,
                 };

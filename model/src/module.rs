@@ -163,8 +163,10 @@ pub fn check_range(name: &ModuleName, text: &str) -> Result<(), ModuleError> {
     if lower.contains('/') || lower.contains('#') || lower.contains(':') {
         return refuse("git");
     }
+    // The parser passes over what it does not know.
+    let is_written_as_one = text.bytes().all(|b| b.is_ascii_alphanumeric() || b" \t.-+*<>=^~|".contains(&b));
     let is_tag = !lower.is_empty() && lower.len() <= 64 && lower.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if is_tag || nodejs_semver::Range::parse(text).is_ok() {
+    if is_tag || is_written_as_one && nodejs_semver::Range::parse(text).is_ok() {
         Ok(())
     } else {
         Err(ModuleError::Range { name: name.to_string(), text: cut(text) })

@@ -2,7 +2,7 @@
 //! client that trickles it is cut. An answer's gives back what its exchange holds when it ends.
 
 use crate::forward::Exchange;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hearth_edge::{
     BoxError,
     link::AnswerBody,
@@ -81,15 +81,7 @@ impl Upload {
         match self.kept.as_slice() {
             [] => Some(Bytes::new()),
             [one] => Some(one.clone()),
-            several => Some(
-                several
-                    .iter()
-                    .fold(BytesMut::new(), |mut all, piece| {
-                        all.extend_from_slice(piece);
-                        all
-                    })
-                    .freeze(),
-            ),
+            several => Some(several.concat().into()),
         }
     }
 

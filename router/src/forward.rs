@@ -10,6 +10,7 @@ use crate::{
 use bytes::BytesMut;
 use hearth_edge::{
     link::{AnswerBody, AnswerLimits, CallError, Fields, Link},
+    listen::end_when_silent,
     tls,
 };
 use hearth_model::protocol::link as frames;
@@ -156,6 +157,7 @@ async fn dial(node: &Node) -> io::Result<TcpStream> {
 
 async fn connect_link(shared: &Shared, node: &Node) -> io::Result<Link> {
     let mut stream = dial(node).await?;
+    end_when_silent(&stream)?;
     let gone = node.gone().cancelled_owned();
     match &shared.connector {
         Some(connector) => {

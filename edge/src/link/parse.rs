@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 use hearth_model::{limits, protocol::link as frames};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use std::fmt;
 
 /// Headers of a router's call: a client's and the router's own.
@@ -150,15 +150,4 @@ fn trimmed(value: &[u8]) -> &[u8] {
     let start = value.iter().position(|b| !is_space(b)).unwrap_or(value.len());
     let end = value.iter().rposition(|b| !is_space(b)).map_or(start, |last| last + 1);
     &value[start..end]
-}
-
-/// What an answer's head says of its body's length.
-pub(super) fn said_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
-    let mut said = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = said.next() else { return Ok(None) };
-    let digits = first.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
-    match digits.and_then(|text| text.parse().ok()) {
-        Some(bytes) if said.all(|again| again == first) => Ok(Some(bytes)),
-        _ => Err(Malformed("a content-length that is none")),
-    }
 }

@@ -13,14 +13,14 @@ use crate::{
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use hearth_model::protocol::link as frames;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, header, response::Parts};
 use http_body::{Body, Frame};
 use std::{
     cell::RefCell,
     collections::HashMap,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,7 +31,7 @@ use tokio::{
 const CALLS_MAX: usize = 16 * 1024;
 /// Unwritten answers beyond which bodies wait: the router does not read.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Unwritten answers beyond which the link ends: heads do not wait.
+/// Unwritten answers beyond which the link ends.
 const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Of an answer, so much goes out as one with its head.
 const WHOLE_BYTES_MAX: usize = 64 * 1024;
@@ -185,23 +185,28 @@ impl Reply {
     where
         B: Body<Data = Bytes, Error = BoxError> + Unpin,
     {
-        let (parts, mut body) = answer.into_parts();
-        let head = Head { status: parts.status, headers: &parts.headers };
-        if bodiless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || body.is_end_stream() {
-            return self.end(frames::ANSWER, |out| head.put(out, &[], true));
+        let (Parts { status, mut headers, .. }, mut body) = answer.into_parts();
+        // Heads have no window: they wait for the router to read.
+        std::future::poll_fn(|cx| self.poll_written(cx)).await;
+        // What HTTP would say by itself.
+        let length =
+            body.size_hint().exact().filter(|bytes| !headers.contains_key(header::CONTENT_LENGTH) && (*bytes > 0 || !bodiless));
+        let is_empty = bodiless || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || body.is_end_stream();
+        if is_empty {
+            headers.extend(length.filter(|_| bodiless).map(|bytes| (header::CONTENT_LENGTH, bytes.into())));
+            return self.end(frames::ANSWER, |out| put_answer(out, status, &headers, &[], true));
         }
         let mut next = match std::future::poll_fn(|cx| Poll::Ready(poll_data(&mut body, cx))).await {
-            Poll::Ready(None) => return self.end(frames::ANSWER, |out| head.put(out, &[], true)),
-            Poll::Ready(Some(Ok(data)))
-                if body.is_end_stream() && data.len() <= WHOLE_BYTES_MAX && !self.state.borrow().is_behind(UNWRITTEN_BYTES_MAX) =>
-            {
-                return self.end(frames::ANSWER, |out| head.put(out, &data, true));
+            Poll::Ready(None) => return self.end(frames::ANSWER, |out| put_answer(out, status, &headers, &[], true)),
+            Poll::Ready(Some(Ok(data))) if body.is_end_stream() && data.len() <= WHOLE_BYTES_MAX => {
+                return self.end(frames::ANSWER, |out| put_answer(out, status, &headers, &data, true));
             }
             Poll::Ready(begun) => begun,
             Poll::Pending => Some(Ok(Bytes::new())),
         };
-        self.state.borrow_mut().frame(self.id, frames::ANSWER, |out| head.put(out, &[], false));
-        drop(parts);
+        headers.extend(length.map(|bytes| (header::CONTENT_LENGTH, bytes.into())));
+        self.state.borrow_mut().frame(self.id, frames::ANSWER, |out| put_answer(out, status, &headers, &[], false));
+        drop(headers);
         while let Some(data) = next {
             // Without an end, the router sees that the answer is not whole.
             let Ok(mut data) = data else { return };
@@ -215,13 +220,20 @@ impl Reply {
         self.end(frames::END, |_| {});
     }
 
+    /// Waits until the router has read most of what there is for it.
+    fn poll_written(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if !state.is_behind(UNWRITTEN_BYTES_MAX) {
+            return Poll::Ready(());
+        }
+        state.waiting.push(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Waits until some data may be sent; how much.
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        ready!(self.poll_written(cx));
         let mut state = self.state.borrow_mut();
-        if state.is_behind(UNWRITTEN_BYTES_MAX) {
-            state.waiting.push(cx.waker().clone());
-            return Poll::Pending;
-        }
         let Some(exchange) = state.exchanges.get_mut(&self.id) else { return Poll::Pending };
         match exchange.window.checked_sub(frames::FRAME_COST_BYTES) {
             Some(room) if room > 0 => Poll::Ready(room),
@@ -249,21 +261,13 @@ where
     Pin::new(body).poll_frame(cx).map(|frame| frame.and_then(|frame| frame.map(Frame::into_data).map(Result::ok).transpose()))
 }
 
-/// An answer's head.
-struct Head<'a> {
-    status: StatusCode,
-    headers: &'a HeaderMap,
-}
-
-impl Head<'_> {
-    fn put(&self, out: &mut BytesMut, body: &[u8], whole: bool) {
-        out.put_u16_le(self.status.as_u16());
-        out.put_u8(u8::from(whole));
-        let before = out.len();
-        out.put_u32_le(0);
-        Fields::new(out).put_headers(self.headers.iter());
-        let bytes = (out.len() - before - 4) as u32;
-        (&mut out[before..]).put_u32_le(bytes);
-        out.put_slice(body);
-    }
+fn put_answer(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, body: &[u8], whole: bool) {
+    out.put_u16_le(status.as_u16());
+    out.put_u8(u8::from(whole));
+    let before = out.len();
+    out.put_u32_le(0);
+    Fields::new(out).put_headers(headers.iter());
+    let bytes = u32::try_from(out.len() - before - 4).unwrap_or(u32::MAX);
+    (&mut out[before..]).put_u32_le(bytes);
+    out.put_slice(body);
 }

@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Room for what is read from the socket at once; more only while a larger frame comes.
 const READ_BYTES: usize = 16 * 1024;
+/// Handed over at once: one record of TLS, so that a write that fails has delivered nothing that could be read.
+const WRITE_BYTES: usize = 16 * 1024;
 /// A larger buffer that is empty is given back: a node has links to thousands of containers.
 const KEPT_BYTES: usize = 64 * 1024;
 /// Frames taken before others of this thread have their turn.
@@ -72,7 +74,8 @@ impl Outbox {
             self.task = Some(cx.waker().clone());
         }
         while !self.bytes.is_empty() {
-            let bytes = ready!(Pin::new(&mut *stream).poll_write(cx, &self.bytes))?;
+            let piece = &self.bytes[..self.bytes.len().min(WRITE_BYTES)];
+            let bytes = ready!(Pin::new(&mut *stream).poll_write(cx, piece))?;
             if bytes == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -491,7 +491,13 @@ async fn finish(
             "the function switched protocols though the client did not ask for it",
         ));
     }
+    if response.status().as_u16() >= 600 {
+        exchange.finish(false);
+        let detail = format!("the function answered with status {}; 599 is the highest", response.status().as_u16());
+        return Err(fail(ProblemKind::FunctionBadResponse, "runtime", detail));
+    }
     let (mut parts, incoming) = response.into_parts();
+    headers::settle_length(&mut parts.headers);
     let by_tenant = parts.headers.get(names::FAULT).is_some();
     let protocol = parts.headers.get(header::UPGRADE).cloned();
     headers::strip(&mut parts.headers);

@@ -68,6 +68,9 @@ impl Service for Played {
                 })))
                 .boxed_unsync()
             }
+            "/heads" => {
+                return Response::builder().header("x", "y".repeat(60_000)).body(full("")).unwrap();
+            }
             "/breaks" => {
                 let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err::<Frame<Bytes>, BoxError>("broke".into())];
                 StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
@@ -130,6 +133,7 @@ fn calls_are_answered_side_by_side() {
         let none = both.call("GET", "/echo", b"").await.unwrap();
         assert_eq!(bytes(none).await.unwrap(), "");
         let head = both.call("HEAD", "/echo", b"of no answer").await.unwrap();
+        assert_eq!(head.headers()[header::CONTENT_LENGTH], "12", "as HTTP says it");
         assert_eq!(bytes(head).await.unwrap(), "");
         assert_eq!((both.link.in_flight(), both.service.dropped.get()), (0, 4));
     });
@@ -191,9 +195,8 @@ fn who_leaves_answers_what_comes_and_waits_to_be_left() {
         until(|| !both.link.is_open()).await;
         assert_eq!(bytes(slow.await.unwrap()).await.unwrap(), "a");
         assert_eq!(bytes(late.await.unwrap()).await.unwrap(), "b");
-        let Both { link, served, .. } = both;
-        drop(link);
-        assert_eq!(served.await.unwrap(), "the other end closed the link");
+        // Nobody has to notice: it closes with its last answer.
+        assert_eq!(both.served.await.unwrap(), "the other end closed the link");
     });
 }
 
@@ -207,6 +210,34 @@ fn with_the_link_its_calls_end_on_both_sides() {
         assert!(matches!(call.await, Err(CallError::Broken(_))));
         until(|| both.service.dropped.get() == 1).await;
         assert!(matches!(both.call("GET", "/echo", b"").await, Err(CallError::NotSent(_))));
+    });
+}
+
+/// Heads have no window, and a router that reads late is no reason to end what others wait for as well.
+#[test]
+fn heads_wait_until_they_are_read() {
+    const CALLS: u32 = (UNREAD_BYTES_MAX / 60_000) as u32 + 100;
+    local(async {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let service = Rc::<Played>::default();
+        let peer = Rc::new(Peer::new(([127, 0, 0, 1], 1).into(), true, false));
+        let served = tokio::task::spawn_local(run(Rc::clone(&service), peer, theirs, std::future::pending()));
+        let mut out = Outbox::default();
+        for id in 0..CALLS {
+            out.frame(id, frames::CALL, |out| out.put_slice(b"\x0a\0\0\0GET\n/heads"));
+        }
+        std::future::poll_fn(|cx| out.poll_write(cx, &mut ours)).await.unwrap();
+        until(|| service.dropped.get() == CALLS as usize).await;
+        let (mut inbox, mut answers) = (Inbox::default(), 0);
+        std::future::poll_fn(|cx| {
+            let polled = inbox.poll_read(cx, &mut ours, |frame| {
+                answers += u32::from(frame.kind == frames::ANSWER);
+                Ok(())
+            });
+            if answers == CALLS { Poll::Ready(()) } else { polled.map(|ended| panic!("{ended}")) }
+        })
+        .await;
+        assert!(!served.is_finished());
     });
 }
 
