@@ -29,7 +29,7 @@ use tokio::{
 
 /// Calls at once; more than a router has in flight in all.
 const CALLS_MAX: usize = 16 * 1024;
-/// Unwritten answers beyond which bodies wait: the router does not read.
+/// Unwritten answers beyond which others wait: the router does not read.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten answers beyond which the link ends.
 const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -49,7 +49,7 @@ struct Exchange {
 struct State {
     out: Outbox,
     exchanges: HashMap<u32, Exchange>,
-    /// Bodies that wait until the router has read what is there.
+    /// Answers that wait until the router has read what is there.
     waiting: Vec<Waker>,
     ended: bool,
 }
