@@ -2,15 +2,17 @@
 //! crashes, restarts, drains, partitions, silent watches, slow links, leases lost, compaction. A failure prints its seed;
 //! `HEARTH_SIM_SEED=n` replays it, `HEARTH_SIM_SEEDS=n` runs so many.
 
+mod support;
+
 use async_trait::async_trait;
-use hearth_model::Timestamp;
 use hearth_placement::{
     Candidates, Coordinator, Eviction, Leader, LeaderConfig, LocalCoordinator, NodeCalls, NodeName, NodeRecord, NodeState,
-    NodeStats, PlannerConfig, Probe, Registration, RouteTable, TableWatch, WatchConfig, leader::ContainerLoad, record::SCHEMA,
+    NodeStats, PlannerConfig, Probe, Registration, RouteTable, TableWatch, WatchConfig,
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use support::{PREFIX, assert_bound, assert_moves, assert_same, loads, record, weights};
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +20,6 @@ const NODES: usize = 7;
 const ROUTERS: usize = 2;
 const STEPS: usize = 150;
 const TTL: Duration = Duration::from_secs(5);
-const PREFIX: &str = "/sim";
 /// 17 is among them: there all that lived were draining when their leases ended, and the table became empty.
 const SEEDS: u64 = 24;
 
@@ -40,22 +41,6 @@ struct SimulatedLoad {
     living: Living,
 }
 
-fn loads(table: &RouteTable, weights: &[f64]) -> Vec<NodeStats> {
-    let mut nodes = vec![NodeStats::default(); table.nodes().len()];
-    for (index, weight) in weights.iter().enumerate() {
-        let tenant = format!("tenant-{index}");
-        let spread = table.spread_of(&tenant, "main");
-        for node in &spread {
-            let request_rate = weight / spread.len() as f64;
-            let stats = &mut nodes[usize::from(*node)];
-            stats.request_rate += request_rate;
-            let path = format!("{tenant}/main");
-            stats.containers.push(ContainerLoad { path, request_rate, in_flight: 0, memory_bytes: 0 });
-        }
-    }
-    nodes
-}
-
 #[async_trait]
 impl NodeCalls for SimulatedLoad {
     async fn collect(&self, nodes: &[NodeRecord]) -> Vec<(NodeName, NodeStats)> {
@@ -72,22 +57,6 @@ impl NodeCalls for SimulatedLoad {
     async fn evict(&self, _: &[NodeRecord], _: &[Eviction], _: u64) {}
 }
 
-fn record(index: usize, incarnation: u64) -> NodeRecord {
-    let addr = format!("10.0.0.{}:{}", index + 1, 8000 + incarnation % 1000).parse().unwrap();
-    NodeRecord {
-        schema: SCHEMA,
-        name: format!("node-{index}").parse().unwrap(),
-        incarnation,
-        data_addr: addr,
-        control_addr: addr,
-        zone: format!("zone-{}", index % 3),
-        capacity: 1,
-        state: NodeState::Active,
-        links: true,
-        started_at: Timestamp(0),
-    }
-}
-
 struct Node {
     index: usize,
     client: LocalCoordinator,
@@ -100,7 +69,8 @@ impl Node {
     fn start(&mut self, living: &Living) {
         self.incarnation += 1;
         self.drains = tokio::sync::watch::Sender::new(false);
-        let record = record(self.index, self.incarnation);
+        let addr = format!("10.0.0.{}:{}", self.index + 1, 8000 + self.incarnation % 1000).parse().unwrap();
+        let record = record(self.index, self.incarnation, addr);
         living.lock().insert((record.name.to_string(), record.incarnation));
         let (client, mut drains): (Arc<dyn Coordinator>, _) = (Arc::new(self.client.clone()), self.drains.subscribe());
         self.task = Some(tokio::spawn(async move {
@@ -167,7 +137,7 @@ async fn world(rng: &mut StdRng) -> World {
         let table = TableWatch::start_with(Arc::new(client.clone()), PREFIX, watch_config(), None, probe).await.unwrap();
         routers.push((client, table));
     }
-    let weights: Vec<f64> = (1..=300).map(|rank| 3000.0 / f64::from(rank) * rng.random_range(0.5..1.5)).collect();
+    let weights = weights(rng);
     let stop = CancellationToken::new();
     let mut leaders = Vec::new();
     for index in 0..2 {
@@ -280,18 +250,6 @@ impl World {
     }
 }
 
-fn assert_same(a: &RouteTable, b: &RouteTable, trace: &str) {
-    assert_eq!(a.nodes(), b.nodes(), "two routers differ in nodes\n{trace}");
-    assert_eq!(a.exceptions(), b.exceptions(), "two routers differ in exceptions\n{trace}");
-    let (mut x, mut y) = (Candidates::new(), Candidates::new());
-    for index in 0..300 {
-        let tenant = format!("tenant-{index}");
-        a.candidates(&tenant, "main", &mut x);
-        b.candidates(&tenant, "main", &mut y);
-        assert_eq!(x, y, "two routers route {tenant} differently\n{trace}");
-    }
-}
-
 async fn plan_state(store: &LocalCoordinator) -> (u64, u64) {
     let item = store.get(&format!("{PREFIX}/plan/00")).await.unwrap();
     item.map_or((0, 0), |item| {
@@ -345,19 +303,11 @@ async fn settle(world: &mut World, trace: &str) {
         assert!(table.nodes().iter().all(|n| living.contains(&(n.record.name.to_string(), n.record.incarnation))), "{trace}");
     }
     assert_same(&table, &world.routers[1].1.table(), trace);
-    let rates: Vec<f64> = loads(&table, &world.weights).iter().map(|stats| stats.request_rate).collect();
-    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-    assert!(rates.iter().all(|rate| *rate <= 1.25 * mean * 1.001), "over the bound: {rates:?}\n{trace}");
+    assert_bound(&table, &world.weights, trace);
     let (before, seen) = (plan_state(&world.store).await, table.exceptions().generation);
     assert_eq!(before.0, seen, "the table lags behind the plan\n{trace}");
     sleep(Duration::from_secs(60)).await;
     assert_eq!(plan_state(&world.store).await.0, before.0, "the plan does not come to rest\n{trace}");
-}
-
-/// The nodes of each container, by name.
-fn placed(table: &RouteTable) -> Vec<Vec<String>> {
-    let name = |index: &u16| table.node(*index).expect("its own index").record.name.to_string();
-    (0..300).map(|tenant| table.spread_of(&format!("tenant-{tenant}"), "main").iter().map(name).collect()).collect()
 }
 
 /// When one node goes only what it had moves, and when it comes back only what it gets. The planner may act meanwhile; what is compared
@@ -384,23 +334,14 @@ async fn one_goes_and_comes(world: &mut World, which: usize, trace: &str) {
         if after.exceptions().generation != before.exceptions().generation {
             continue;
         }
-        for (tenant, (before, after)) in placed(&before).iter().zip(placed(&after)).enumerate() {
-            let with = if comes { &after } else { before };
-            let is_its = with.iter().any(|node| node == name.as_str());
-            assert!(
-                is_its || *before == after,
-                "tenant-{tenant} moved from {before:?} to {after:?} though {name} was elsewhere\n{trace}"
-            );
-        }
+        assert_moves(&before, &after, name.as_str(), comes, trace);
     }
 }
 
 #[test]
 #[allow(clippy::print_stdout, reason = "the seed of a failure is what replays it")]
 fn whatever_goes_wrong_routes_answer_and_all_agree_in_the_end() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = number("HEARTH_SIM_SEED").map_or(1..=number("HEARTH_SIM_SEEDS").unwrap_or(SEEDS), |seed| seed..=seed);
-    for seed in seeds {
+    for seed in support::seeds(SEEDS) {
         println!("simulation with seed {seed}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(simulate(seed));
