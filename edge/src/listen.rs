@@ -66,7 +66,7 @@ const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The threads' name.
     pub name: &'static str,
-    /// Worker threads; 0 means one per core.
+    /// Worker threads; 0 means one more than there are cores.
     pub workers: usize,
     /// Open connections; beyond it new ones wait in the kernel's queue.
     pub connections_max: usize,
@@ -102,7 +102,8 @@ impl Listener {
         let addr = listener.local_addr()?;
         let accepting = CancellationToken::new();
         let count = match options.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            // One more than there are cores: workers sleep together while a runtime or node works through what all have sent it.
+            0 => std::thread::available_parallelism().map_or(1, usize::from) + 1,
             n => n,
         };
         // The semaphore is drained by one acquisition of all places, whose number is 32 bits wide.

@@ -17,7 +17,7 @@ pub struct Config {
     pub tls: Option<Files>,
     /// TLS to nodes, with this router's own certificate (which carries the name `router`); plain text without this section.
     pub nodes_tls: Option<Files>,
-    /// Worker threads; 0 means one per core.
+    /// Worker threads; 0 means one more than there are cores.
     pub workers: usize,
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,

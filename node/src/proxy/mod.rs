@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Worker threads; 0 means one per core.
+    /// Worker threads; 0 means one more than there are cores.
     pub workers: usize,
     /// Open client connections; beyond it new ones wait in the listener's queue.
     pub connections_max: usize,

@@ -12,6 +12,7 @@ mod client;
 mod cold;
 mod density;
 mod generator;
+mod halting;
 mod hop;
 mod modules;
 mod neighbour;
