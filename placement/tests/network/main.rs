@@ -41,7 +41,7 @@ const NODES: usize = 6;
 const ROUTERS: usize = 2;
 const LEADERS: usize = 2;
 const STEPS: usize = 60;
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 4;
 const TTL: Duration = Duration::from_secs(5);
 const PORT: u16 = 8080;
 /// How long an attempt at one node may take.
