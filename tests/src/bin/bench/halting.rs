@@ -1,33 +1,37 @@
 //! Whether CPUs with nothing to do ask for more for a while before they halt (Linux's `haltpoll`, of virtual machines). Where they halt at
 //! once, each waking of a process on an idle CPU goes through the hypervisor, and latency at a low rate shows little else.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
-/// Longer than the pauses between requests at 1,000/s.
+/// Longer than the pauses between requests at 1,000/s: no CPU that serves them halts.
 const POLL: Duration = Duration::from_millis(2);
 const PARAMETERS: &str = "/sys/module/haltpoll/parameters";
+
+/// How long CPUs of this machine poll before they halt; none where its kernel has no such setting, or this process may not change it.
+pub fn poll_ns() -> Option<u64> {
+    let governor = fs::read_to_string("/sys/devices/system/cpu/cpuidle/current_governor").ok()?;
+    let file = PathBuf::from(PARAMETERS).join("guest_halt_poll_ns");
+    fs::OpenOptions::new().write(true).open(&file).ok()?;
+    (governor.trim() == "haltpoll").then(|| fs::read_to_string(file).ok()?.trim().parse().ok())?
+}
 
 /// While it lives, CPUs poll before they halt; then all is as it was.
 pub struct Polling(Vec<(PathBuf, String)>);
 
 impl Polling {
-    /// None where the kernel has no such setting.
-    pub fn start() -> Option<Self> {
-        let governor = fs::read_to_string("/sys/devices/system/cpu/cpuidle/current_governor").ok()?;
-        if governor.trim() != "haltpoll" {
-            return None;
-        }
+    /// Begins.
+    pub fn start() -> io::Result<Self> {
         let ns = POLL.as_nanos().to_string();
         let wanted =
             [("guest_halt_poll_ns", ns.as_str()), ("guest_halt_poll_grow_start", &ns), ("guest_halt_poll_allow_shrink", "N")];
         let mut before = Self(vec![]);
         for (name, value) in wanted {
             let file = PathBuf::from(PARAMETERS).join(name);
-            let was = fs::read_to_string(&file).ok()?;
-            fs::write(&file, value).ok()?;
+            let was = fs::read_to_string(&file)?;
+            fs::write(&file, value)?;
             before.0.push((file, was));
         }
-        Some(before)
+        Ok(before)
     }
 }
 
