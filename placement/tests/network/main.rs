@@ -344,11 +344,7 @@ impl World<'_> {
             62..68 => self.come_between(leader, etcd),
             68..72 => self.come_between(leader, node),
             72..77 => {
-                let nodes: Vec<String> =
-                    hosts("node", NODES).chain(hosts("router", ROUTERS)).chain(hosts("leader", LEADERS)).collect();
-                for host in nodes {
-                    self.part(host, etcd.clone());
-                }
+                self.cut_the_coordinator_off();
                 "the coordinator is cut off".into()
             }
             77..83 => {
