@@ -9,7 +9,7 @@ const { setImmediate: later } = require('node:timers');
 // Taken before any function runs, so that a function which alters the built-ins does not alter the protocol.
 const { parse, stringify } = JSON;
 
-// Takes the same time wherever two texts differ; `crypto.timingSafeEqual` wants bytes of one length.
+// Without node:crypto, which a container has only when its functions want it: takes the same time wherever two texts differ.
 function same(a, b) {
   let difference = a.length ^ b.length;
   for (let i = 0; i < a.length; i++) difference |= a.charCodeAt(i) ^ b.charCodeAt(i);

@@ -46,19 +46,7 @@ function exchange(socket, message) {
   });
 }
 
-// What most webhooks ask of Node.js first: a signature is checked, and frameworks want zlib, tty and files as streams. Loading them takes
-// 8 ms of a start, and half a megabyte of each container.
-function loadBuiltins() {
-  require('node:crypto').createHmac('sha256', 'key').update('').digest('hex');
-  require('node:zlib');
-  require('node:tty');
-  require('node:os');
-  // Loaded when somebody looks at it.
-  void fs.ReadStream;
-}
-
 async function warmUp({ functions, httpSocket, linkSocket }) {
-  loadBuiltins();
   const root = fs.mkdtempSync('/tmp/warm-');
   const [http, link] = [net.connect(httpSocket), net.connect(linkSocket)];
   // gVisor lets a container make sockets in the host's directory and not connect to them: then nothing is rehearsed.
