@@ -28,11 +28,12 @@ dir=$(realpath "$dir")
 
 pid_of() { cat "$dir/$1/pid" 2>/dev/null || true; }
 
-# A process id may have been given to another program since: what runs must be what was started.
+# A process id may have been given to another program since: what runs must be what was started. All is read, since `tr` would fail with
+# a grep that ends first.
 lives() {
   local pid
   pid=$(pid_of "$1")
-  [ -n "$pid" ] && [ -e "/proc/$pid" ] && { tr "\\0" "\\n" <"/proc/$pid/environ"; } 2>/dev/null | grep -qxF "CLUSTER_MEMBER=$dir/$1"
+  [ -n "$pid" ] && [ -e "/proc/$pid" ] && { tr "\\0" "\\n" <"/proc/$pid/environ"; } 2>/dev/null | grep -xF "CLUSTER_MEMBER=$dir/$1" >/dev/null
 }
 
 free_ports() { # as many as are asked for, at once, so that they differ
@@ -58,7 +59,8 @@ wait_for() { # NAME FILE
   local waited
   for ((waited = 0; waited < READY_S * 10; waited++)); do
     [ -s "$2" ] && return
-    if ! lives "$1"; then
+    # Asked twice: a process that becomes another program has no environment for a moment.
+    if ! lives "$1" && sleep 0.2 && ! lives "$1"; then
       tail -n 20 "$dir/$1/log" >&2
       fail "$1 ended; its last words are above ($dir/$1/log)"
     fi
