@@ -23,7 +23,7 @@ shift 2
 pid_of() {
   local pid
   pid=$(cat "$dir/$1/pid" 2>/dev/null) || fail "there is no $1 below $dir"
-  tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "CLUSTER_MEMBER=$dir/$1" || fail "$1 does not run"
+  tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -xF "CLUSTER_MEMBER=$dir/$1" >/dev/null || fail "$1 does not run"
   echo "$pid"
 }
 

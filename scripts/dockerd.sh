@@ -28,7 +28,7 @@ runtimes() {
 JSON
 }
 
-knows_gvisor() { timeout 5 docker --host "unix://$SOCKET" info --format '{{range $name, $_ := .Runtimes}}{{$name}} {{end}}' 2>/dev/null | grep -qw runsc; }
+knows_gvisor() { timeout 5 docker --host "unix://$SOCKET" info --format '{{range $name, $_ := .Runtimes}}{{$name}} {{end}}' 2>/dev/null | grep -w runsc >/dev/null; }
 
 # Runtimes are among the settings that a running daemon reads again.
 gvisor() {
