@@ -1,6 +1,6 @@
 'use strict';
 // Loads CommonJS files of modules from the code cache that was made when they were built: one read gives sources, V8's compiled code and
-// resolutions for a whole closure. Whatever does not fit exactly is left to Node.
+// resolutions for a whole closure. Whatever does not fit exactly, or is hooked by somebody, is left to Node.
 
 const fs = require('node:fs');
 const path = require('node:path');
@@ -9,11 +9,15 @@ const Module = require('node:module');
 
 const MODULES = process.env.HEARTH_MODULES_DIR || '/hearth/m/';
 const CACHE_DIR = '.hearth-cache';
-const MAGIC = 'hearth-code-cache-1';
+const MAGIC = 'hearth-code-cache-2';
+// V8 copies code that does not begin at a multiple of a pointer's size.
+const ALIGNMENT = 8;
 
 // V8 itself says when its flags are others. What the processor can do, which `v8.cachedDataVersionTag` includes, does not matter to
 // bytecode, and machines of one cluster differ in it.
 const cacheName = () => `${process.version}-${process.arch}.bin`;
+
+const aligned = (length) => Math.ceil(length / ALIGNMENT) * ALIGNMENT;
 
 // `{root}/m/{context}/a`, the directory that an artifact is mounted at.
 function artifactRoot(file) {
@@ -22,35 +26,64 @@ function artifactRoot(file) {
   return end < 0 ? null : file.slice(0, end + 2);
 }
 
-// Layout: 4 bytes length of the index, the index as JSON, then the blobs that it points into.
-function open(root) {
-  let data;
-  try {
-    data = fs.readFileSync(path.join(root, CACHE_DIR, cacheName()));
-  } catch {
-    return null;
-  }
-  try {
+// Layout: 4 bytes length of the index; the index as JSON; source and code of each of its files. Each part begins at a multiple of
+// ALIGNMENT. The index has of each file its name below the root, length of the source, its encoding, length of the code, and what it
+// required followed by what that was: the number of another file, or the name of one that is not in the cache.
+class Artifact {
+  #file;
+  #length;
+  #data;
+
+  constructor(root, file) {
+    this.#file = file;
+    const data = fs.readFileSync(file);
     const length = data.readUInt32LE(0);
-    const index = JSON.parse(data.toString('utf8', 4, 4 + length));
-    const blobs = data.subarray(4 + length);
+    const { magic, bytes, files } = JSON.parse(data.toString('utf8', 4, 4 + length));
+    let at = aligned(4 + length);
     // A file that was cut would give cut sources.
-    if (index.magic !== MAGIC || index.bytes !== blobs.length) return null;
-    return { root, files: new Map(Object.entries(index.files)), resolved: new Map(Object.entries(index.resolved)), blobs };
-  } catch {
-    return null;
+    if (magic !== MAGIC || bytes !== data.length - at) throw new Error('not a whole cache of this format');
+    this.files = [];
+    this.byName = new Map();
+    for (const [name, sourceLength, encoding, codeLength, required] of files) {
+      const entry = { name: root + name, required, requests: null, source: at, sourceLength, encoding, code: 0, codeLength };
+      entry.code = at + aligned(sourceLength);
+      at = entry.code + aligned(codeLength);
+      this.files.push(entry);
+      this.byName.set(entry.name, entry);
+    }
+    this.root = root;
+    this.#length = data.length;
+    this.#data = new WeakRef(data);
+  }
+
+  // Kept no longer than V8 likes, since most is used once: a container with modules would be larger by all of it.
+  data() {
+    let data = this.#data.deref();
+    if (data === undefined) {
+      data = fs.readFileSync(this.#file);
+      if (data.length !== this.#length) throw new Error(`${this.#file} has changed`);
+      this.#data = new WeakRef(data);
+    }
+    return data;
+  }
+
+  // What `request` is for a file: another file of the cache, the name of one that is not, or nothing known.
+  target(entry, request) {
+    if (entry.requests === null) {
+      entry.requests = new Map();
+      for (let i = 0; i < entry.required.length; i += 2) entry.requests.set(entry.required[i], entry.required[i + 1]);
+    }
+    const found = entry.requests.get(request);
+    return typeof found === 'number' ? this.files[found] : found === undefined ? undefined : this.root + found;
   }
 }
 
-function makeRequire(module) {
-  const require = (request) => module.require(request);
-  require.resolve = Object.assign((request, options) => Module._resolveFilename(request, module, false, options), {
-    paths: (request) => Module._resolveLookupPaths(request, module),
-  });
-  require.main = process.mainModule;
-  require.extensions = Module._extensions;
-  require.cache = Module._cache;
-  return require;
+function open(root) {
+  try {
+    return new Artifact(root, `${root}/${CACHE_DIR}/${cacheName()}`);
+  } catch {
+    return null;
+  }
 }
 
 function installCacheLoader() {
@@ -63,34 +96,79 @@ function installCacheLoader() {
     return artifact;
   };
 
-  const resolveFilename = Module._resolveFilename;
-  Module._resolveFilename = function (request, parent, isMain, options) {
-    if (options === undefined && parent?.filename && !Module.isBuiltin(request)) {
-      const artifact = artifactOf(parent.filename);
-      const found = artifact?.resolved.get(`${path.dirname(parent.filename).slice(artifact.root.length)}\0${request}`);
-      if (found !== undefined) return artifact.root + found;
-    }
-    return resolveFilename.call(this, request, parent, isMain, options);
-  };
+  const { require: nodeRequire } = Module.prototype;
+  const { _load: nodeLoad, _resolveFilename: nodeResolve } = Module;
+  const nodeJs = Module._extensions['.js'];
 
-  const loadJs = Module._extensions['.js'];
-  Module._extensions['.js'] = function (module, filename) {
-    const artifact = artifactOf(filename);
-    const entry = artifact?.files.get(filename.slice(artifact.root.length));
-    if (entry === undefined) return loadJs.call(this, module, filename);
-    const [sourceAt, sourceLength, codeAt, codeLength] = entry;
-    const source = artifact.blobs.toString('utf8', sourceAt, sourceAt + sourceLength);
-    const script = new vm.Script(source, {
-      filename,
-      cachedData: artifact.blobs.subarray(codeAt, codeAt + codeLength),
+  // Who hooks one of these wants to see every module.
+  const unhooked = () =>
+    Module.prototype.require === nodeRequire && Module._load === nodeLoad && Module._resolveFilename === resolveFilename && Module._extensions['.js'] === loadJs;
+
+  function makeRequire(artifact, entry, module) {
+    const require = (request) => {
+      const found = unhooked() ? artifact.target(entry, request) : undefined;
+      if (typeof found !== 'object') return module.require(request);
+      const cached = Module._cache[found.name];
+      if (cached === undefined) return load(artifact, found, module);
+      if (!module.children.includes(cached)) module.children.push(cached);
+      return cached.exports;
+    };
+    require.resolve = (request, options) => Module._resolveFilename(request, module, false, options);
+    require.resolve.paths = (request) => Module._resolveLookupPaths(request, module);
+    require.main = process.mainModule;
+    require.extensions = Module._extensions;
+    require.cache = Module._cache;
+    return require;
+  }
+
+  // False where V8 says that the code was made by another version of it or under other flags.
+  function run(artifact, { name, source, sourceLength, encoding, code, codeLength }, module) {
+    const data = artifact.data();
+    const script = new vm.Script(data.toString(encoding, source, source + sourceLength), {
+      filename: name,
+      cachedData: data.subarray(code, code + codeLength),
       importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     });
-    // V8 says so when the code was made by another version of it or under other flags.
-    if (script.cachedDataRejected) return loadJs.call(this, module, filename);
+    if (script.cachedDataRejected) return false;
     const compiled = script.runInThisContext();
-    compiled.call(module.exports, module.exports, makeRequire(module), module, filename, path.dirname(filename));
-  };
+    compiled.call(module.exports, module.exports, makeRequire(artifact, artifact.byName.get(name), module), module, name, path.dirname(name));
+    return true;
+  }
+
+  // As Node's own loader does for a file that it has resolved.
+  function load(artifact, entry, parent) {
+    const module = new Module(entry.name, parent);
+    Module._cache[entry.name] = module;
+    try {
+      module.load(entry.name);
+    } catch (error) {
+      delete Module._cache[entry.name];
+      const at = parent.children.indexOf(module);
+      if (at >= 0) parent.children.splice(at, 1);
+      throw error;
+    }
+    return module.exports;
+  }
+
+  function resolveFilename(request, parent, isMain, options) {
+    if (options === undefined && parent?.filename && !Module.isBuiltin(request)) {
+      const artifact = artifactOf(parent.filename);
+      const entry = artifact?.byName.get(parent.filename);
+      const found = entry && artifact.target(entry, request);
+      if (found !== undefined) return found.name ?? found;
+    }
+    return nodeResolve.call(this, request, parent, isMain, options);
+  }
+
+  function loadJs(module, filename) {
+    const artifact = artifactOf(filename);
+    const entry = artifact?.byName.get(filename);
+    if (entry === undefined || !run(artifact, entry, module)) nodeJs.call(this, module, filename);
+  }
+
+  Module._resolveFilename = resolveFilename;
   // Files ending in .cjs have no entry of their own in Node's table; they take the .js path only where a cache holds them.
+  Module._extensions['.js'] = loadJs;
 }
 
-module.exports = { installCacheLoader, artifactRoot, cacheName, CACHE_DIR, MAGIC };
+module.exports = { installCacheLoader, artifactRoot, cacheName, aligned, CACHE_DIR, MAGIC };

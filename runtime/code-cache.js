@@ -9,18 +9,19 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
-const { cacheName, CACHE_DIR, MAGIC } = require('./cache-loader');
+const { cacheName, aligned, CACHE_DIR, MAGIC } = require('./cache-loader');
 
 const TOTAL_MAX = 64 * 1024 * 1024;
 
 function record(root) {
   const scripts = new Map();
-  const resolved = {};
+  // By directory, since Node asks once for all files of one.
+  const resolved = new Map();
   const resolveFilename = Module._resolveFilename;
   Module._resolveFilename = function (request, parent, isMain, options) {
     const file = resolveFilename.call(this, request, parent, isMain, options);
     if (options === undefined && parent?.filename?.startsWith(root) && file.startsWith(root)) {
-      resolved[`${path.dirname(parent.filename).slice(root.length)}\0${request}`] = file.slice(root.length);
+      resolved.set(`${parent.path}\0${request}`, file);
     }
     return file;
   };
@@ -38,8 +39,13 @@ function record(root) {
       return loadJs.call(this, module, filename);
     }
     // Noted before it runs and taken out again if it is not CommonJS after all.
-    scripts.set(filename, { script, source });
-    const require = Object.assign((request) => module.require(request), {
+    const requests = new Set();
+    scripts.set(filename, { script, source, requests });
+    const note = (request) => {
+      requests.add(request);
+      return module.require(request);
+    };
+    const require = Object.assign(note, {
       resolve: (request, options) => Module._resolveFilename(request, module, false, options),
       main: process.mainModule,
       extensions: Module._extensions,
@@ -51,25 +57,34 @@ function record(root) {
 }
 
 function write(root, { scripts, resolved }) {
-  const files = {};
-  const blobs = [];
-  let at = 0;
+  const numbers = new Map([...scripts.keys()].map((filename, number) => [filename, number]));
+  const files = [];
+  const parts = [];
+  let bytes = 0;
   const add = (buffer) => {
-    blobs.push(buffer);
-    at += buffer.length;
-    return [at - buffer.length, buffer.length];
+    const padding = aligned(buffer.length) - buffer.length;
+    parts.push(buffer, Buffer.alloc(padding));
+    bytes += buffer.length + padding;
+    return buffer.length;
   };
-  for (const [filename, { script, source }] of scripts) {
+  for (const [filename, { script, source, requests }] of scripts) {
+    // What V8 keeps a string as, so that reading it is copying it.
+    const encoding = /^[\0-\xff]*$/.test(source) ? 'latin1' : 'utf16le';
+    const required = [...requests].flatMap((request) => {
+      const file = resolved.get(`${path.dirname(filename)}\0${request}`);
+      return file === undefined ? [] : [request, numbers.get(file) ?? file.slice(root.length)];
+    });
     // After loading, so that functions which ran while loading are in the cache as well.
-    files[filename.slice(root.length)] = [...add(Buffer.from(source, 'utf8')), ...add(script.createCachedData())];
-    if (at > TOTAL_MAX) return;
+    files.push([filename.slice(root.length), add(Buffer.from(source, encoding)), encoding, add(script.createCachedData()), required]);
+    if (bytes > TOTAL_MAX) return;
   }
-  const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes: at, files, resolved }), 'utf8');
+  const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes, files }), 'utf8');
   const head = Buffer.alloc(4);
   head.writeUInt32LE(index.length);
+  const padding = Buffer.alloc(aligned(4 + index.length) - 4 - index.length);
   const dir = path.join(root, CACHE_DIR);
   fs.mkdirSync(dir, { recursive: true });
-  fs.writeFileSync(path.join(dir, cacheName()), Buffer.concat([head, index, ...blobs]));
+  fs.writeFileSync(path.join(dir, cacheName()), Buffer.concat([head, index, padding, ...parts]));
 }
 
 function main() {

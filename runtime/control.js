@@ -20,7 +20,7 @@ const MESSAGE_MAX = 1024 * 1024;
 const PENDING_MAX = 1000;
 const UNSENT_MAX = 256 * 1024;
 
-function createControl() {
+function createControl({ restart }) {
   let secret = null;
   let socket = null;
   let unsent = [];
@@ -81,6 +81,9 @@ function createControl() {
         } catch {
           // A function has altered what it needs; its container stays as large as it is.
         }
+        break;
+      case 'restart':
+        restart();
         break;
       case 'preload':
         functions.preload(message.modules).then((failed) => send({ t: 'preloaded', id: message.id, failed }));

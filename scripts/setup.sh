@@ -21,6 +21,7 @@ UP=(
   'cc|gcc libc6-dev|links programs, compiles SQLite and zstd'
   'mold|mold|links several times faster than ld'
   'protoc|protobuf-compiler|compiles the definitions of control calls'
+  '@/usr/include/google/protobuf/descriptor.proto|libprotobuf-dev|has the definitions that those include'
   'dockerd|docker.io|runs the containers'
   'docker|docker-cli|speaks to Docker from the command line'
   'nft|nftables|keeps containers away from private networks'

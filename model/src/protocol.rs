@@ -38,9 +38,10 @@ pub mod paths {
 
 /// The runtime's program, below its directory.
 pub const RUNTIME_MAIN: &str = "main.js";
-/// What Node.js gets before the program. With it the runtime can leave the code behind `fetch` and `Request` unloaded until a function
-/// needs it, which is a third of an idle container's memory.
-pub const RUNTIME_NODE_OPTION: &str = "--expose-internals";
+/// What Node.js gets before the program. With the first the runtime can leave the code behind `fetch` and `Request` unloaded until a
+/// function needs it, which is a third of an idle container's memory. The second is how many threads help V8 to collect garbage and to
+/// compile: more than a container has CPUs only cost memory.
+pub const RUNTIME_NODE_OPTIONS: [&str; 2] = ["--expose-internals", "--v8-pool-size=1"];
 
 /// The value of `hearth-call`: `{function}@{version} {request_id} {timeout_ms} {prefix_bytes} {client_ip}`, five fields with one
 /// space between them. `prefix_bytes` is the length of the part of the target that names the function
@@ -210,6 +211,9 @@ pub enum ToRuntime {
     },
     /// Give back memory: nobody has asked for anything for a while.
     Trim,
+    /// Start the program again in the same process, so that it sees the memory that its container has now. The runtime closes the
+    /// connection and has no functions afterwards; it is no answer to one that has some.
+    Restart,
     /// Require modules ahead of a claim. Answered by [`FromRuntime::Preloaded`].
     Preload {
         /// Matches the answer.
@@ -357,6 +361,7 @@ impl fmt::Debug for ToRuntime {
             Self::Load { id, function, version, .. } => write!(f, "Load({id} {function}@{version})"),
             Self::Unload { function, version } => write!(f, "Unload({function}@{version})"),
             Self::Trim => f.write_str("Trim"),
+            Self::Restart => f.write_str("Restart"),
             Self::Preload { id, modules } => write!(f, "Preload({id} {} modules)", modules.len()),
             Self::Ping { id } => write!(f, "Ping({id})"),
             Self::Storage { id, .. } => write!(f, "Storage({id})"),

@@ -8,6 +8,8 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 
+const { aligned } = require('../cache-loader');
+
 const RUNTIME = path.join(__dirname, '..');
 
 // An artifact where a container would have it, with a module that depends on another; the cache is made as a build makes it.
@@ -33,7 +35,8 @@ function load({ root, a }, before = '') {
   const program = `
     ${before};
     require(${JSON.stringify(path.join(RUNTIME, 'cache-loader.js'))}).installCacheLoader();
-    console.log(JSON.stringify(require(${JSON.stringify(path.join(a, 'node_modules/x'))})));`;
+    const x = require(${JSON.stringify(path.join(a, 'node_modules/x'))});
+    setImmediate(() => console.log(JSON.stringify(x)));`;
   const env = { ...process.env, HEARTH_MODULES_DIR: path.join(root, 'm') + path.sep };
   return JSON.parse(execFileSync(process.execPath, ['-e', program], { env, encoding: 'utf8' }));
 }
@@ -59,14 +62,17 @@ test('a cache that does not fit is left alone', (t) => {
   // As another version of V8 would have made it: its first bytes are a check of version and flags.
   const files = JSON.parse(index).files;
   const otherVersion = Buffer.from(good);
-  const blobs = 4 + good.readUInt32LE(0);
-  for (const [, , codeAt] of Object.values(files)) otherVersion.fill(0xff, blobs + codeAt, blobs + codeAt + 16);
+  let at = aligned(4 + good.readUInt32LE(0));
+  for (const [, sourceLength, , codeLength] of files) {
+    otherVersion.fill(0xff, at + aligned(sourceLength), at + aligned(sourceLength) + 16);
+    at += aligned(sourceLength) + aligned(codeLength);
+  }
   const bad = {
     empty: Buffer.alloc(0),
     'cut in the index': good.subarray(0, 40),
     'cut in the sources': good.subarray(0, good.length - 10),
     'no index': Buffer.concat([Buffer.from([255, 255, 255, 127]), good.subarray(4)]),
-    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-1', 'hearth-code-cache-9'), 'latin1'),
+    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-2', 'hearth-code-cache-9'), 'latin1'),
     'another version of V8': otherVersion,
   };
   for (const [what, bytes] of Object.entries(bad)) {
@@ -106,6 +112,14 @@ test('a closure behaves as Node would have it', (t) => {
   assert.deepStrictEqual(cached, plain);
   assert.strictEqual(cached.circle, 1);
   assert.strictEqual(cached.failed, 2);
+});
+
+test('what V8 has let go of is read again', (t) => {
+  const source = "if (!globalThis.gc) require('./late'); exports.toJSON = () => { gc(); return require('./late'); };";
+  const made = artifact(t, source, { 'late.js': "module.exports = 'late';" });
+  fs.writeFileSync(path.join(made.a, 'node_modules/x/late.js'), "module.exports = 'from the disk';");
+  const gc = "require('v8').setFlagsFromString('--expose-gc'); globalThis.gc = require('vm').runInNewContext('gc'); require('v8').setFlagsFromString('--no-expose-gc')";
+  assert.strictEqual(load(made, gc), 'late');
 });
 
 test("a function's hook into require sees every module", (t) => {

@@ -112,7 +112,7 @@ class Runtime {
     runtime.waiting = new Map();
     runtime.documents = new Map();
     const env = { HEARTH_RUN_DIR: runtime.dir, HEARTH_MODULES_DIR: path.join(runtime.dir, 'm') + '/' };
-    runtime.child = spawn(process.execPath, ['--expose-internals', path.join(__dirname, '..', 'main.js')], { env, stdio: ['ignore', 'inherit', 'inherit'] });
+    runtime.child = spawn(process.execPath, ['--expose-internals', '--v8-pool-size=1', path.join(__dirname, '..', 'main.js')], { env, stdio: ['ignore', 'inherit', 'inherit'] });
     runtime.exited = new Promise((resolve) => runtime.child.on('exit', (code) => resolve(code)));
     while (!fs.existsSync(path.join(runtime.dir, 'control.sock'))) {
       if (runtime.child.exitCode !== null) throw new Error('the runtime did not start');

@@ -44,7 +44,10 @@ impl Handler {
         if let Some(container) = self.containers.get(&path).filter(|c| c.is_alive() && c.fits(servable)) {
             return Ok(container);
         }
-        let wanted: BTreeSet<BuildKey> = servable.live.iter().flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
+        let memory_mb = servable.container.memory_mb;
+        // What is loaded ahead would not outlive a new start.
+        let loaded = servable.live.iter().filter(|_| !pool::outgrows_pool(memory_mb));
+        let wanted: BTreeSet<BuildKey> = loaded.flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
         // Containers wait for the installation's own runtime only: few tenants have another, and theirs start when they are called.
         let oci_runtime = servable.tenant.limits.oci_runtime.clone();
         let pooled = match &oci_runtime {
@@ -60,16 +63,16 @@ impl Handler {
                 self.counters.claims_created.fetch_add(1, Relaxed);
                 match oci_runtime.clone() {
                     None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
-                    other => pool::create(&self, servable.container.node, other).await?,
+                    other => pool::create(&self, servable.container.node, other, memory_mb).await?,
                 }
             }
         };
-        let memory_mb = servable.container.memory_mb;
         let limits = pool::limits(&self.config, memory_mb, CLAIMED_CPU_SHARES);
         if let Err(error) = self.deps.sandbox.resize(&waiting.running.id, &limits).await {
             pool::discard(&self, waiting.running, waiting.slot).await;
             return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
         }
+        let waiting = pool::fit_heap(&self, waiting, memory_mb).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
         if egress != Egress::Public

@@ -99,6 +99,15 @@ impl Control {
         self.shared.broken.cancelled().await;
     }
 
+    /// Starts the runtime again in place, which lets go of this connection, and connects to it anew.
+    pub async fn restart(self, run_dir: &Path, timeout: Duration) -> Result<Self, String> {
+        self.tell(&ToRuntime::Restart);
+        tokio::time::timeout(timeout, self.broken())
+            .await
+            .map_err(|_| format!("the runtime did not restart within {timeout:?}"))?;
+        open_when_ready(run_dir, new_secret(), timeout).await
+    }
+
     /// Sends without waiting for an answer; not at all to a runtime that does not read.
     pub fn tell(&self, message: &ToRuntime) {
         let _ = self.shared.to_runtime.try_send(encode(message));

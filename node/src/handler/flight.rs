@@ -93,6 +93,11 @@ impl<K: Eq + Hash + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         }
     }
 
+    /// Whether no work is under way.
+    pub fn is_empty(&self) -> bool {
+        self.flights.lock().is_empty()
+    }
+
     /// Requests that wait.
     pub fn waiting(&self) -> u64 {
         self.flights.lock().values().map(|f| u64::from(f.waiting.load(Relaxed))).sum()

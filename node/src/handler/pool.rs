@@ -7,7 +7,7 @@
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 
 use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
-use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion};
+use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT};
 use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
@@ -32,10 +32,14 @@ const LOOKS_PER_S: usize = 4;
 const SURPLUS_KEPT: Duration = Duration::from_secs(30);
 /// How long a refill waits after a claim, so that the request that claimed has the machine for itself while its function loads.
 const AFTER_CLAIM: Duration = Duration::from_millis(40);
+/// The same while functions load, which modules can make long.
+const WHILE_LOADING_MAX: Duration = Duration::from_millis(250);
 /// Requests per look, beyond those that claimed, from which this node counts as busy.
 const BUSY_FROM: u64 = 5;
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
+/// Node.js takes half of the memory that it finds when it starts for its heap, but not less than this.
+const HEAP_MB_MIN: u64 = 256;
 
 /// A container that waits.
 pub(super) struct Waiting {
@@ -45,6 +49,8 @@ pub(super) struct Waiting {
     pub node: NodeVersion,
     /// Builds that are loaded in it already.
     pub preloaded: BTreeSet<BuildKey>,
+    /// What its container had when Node.js started in it.
+    pub memory_mb: u64,
 }
 
 /// What was claimed lately.
@@ -103,10 +109,11 @@ impl Pool {
         Some(taken)
     }
 
-    /// From when on the next container may be made, as far as claims have a say.
-    fn after_claims(&self, missing: usize) -> Option<Instant> {
+    /// From when on the next container may be made, as far as claims have a say. `loading` says whether functions are being loaded.
+    fn after_claims(&self, missing: usize, loading: bool) -> Option<Instant> {
         let low = missing * 2 >= self.target().max(1);
-        if low { None } else { self.last_claim.lock().map(|at| at + AFTER_CLAIM) }
+        let pause = if loading { WHILE_LOADING_MAX } else { AFTER_CLAIM };
+        if low { None } else { self.last_claim.lock().map(|at| at + pause) }
     }
 
     pub fn level(&self) -> usize {
@@ -200,7 +207,7 @@ pub(super) async fn take_when_ready(
 
 async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
     handler.pool.creating.fetch_add(1, Relaxed);
-    let made = create(&handler, node, None).await;
+    let made = create(&handler, node, None, MEMORY_MB_DEFAULT).await;
     handler.pool.creating.fetch_sub(1, Relaxed);
     add(&handler, made?).await;
     Ok(())
@@ -220,6 +227,7 @@ pub(super) async fn create(
     handler: &Arc<Handler>,
     node: NodeVersion,
     oci_runtime: Option<String>,
+    memory_mb: u64,
 ) -> Result<Waiting, AcquireError> {
     let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
     let capacity = |detail: String| AcquireError::NoCapacity { detail };
@@ -235,17 +243,37 @@ pub(super) async fn create(
         oci_runtime,
         slot_dir: slot.dir.clone(),
         runtime_dir: handler.deps.runtime_dir.clone(),
-        limits: limits(&handler.config, hearth_model::limits::MEMORY_MB_DEFAULT, WAITING_CPU_SHARES),
+        limits: limits(&handler.config, memory_mb, WAITING_CPU_SHARES),
         args: Vec::new(),
     };
     let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
     match control::open_when_ready(&slot.run(), control::new_secret(), handler.config.start_timeout).await {
-        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new() }),
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb }),
         Err(error) => {
             let output = handler.deps.sandbox.output(&running.id).await.unwrap_or_default();
             tracing::error!(slot = slot.number, error, output, "a container's runtime did not come up");
             discard(handler, running, slot).await;
             Err(capacity(error))
+        }
+    }
+}
+
+/// Whether Node.js in a container of the pool must start again to make use of so much memory.
+pub(super) fn outgrows_pool(memory_mb: u64) -> bool {
+    memory_mb > MEMORY_MB_DEFAULT.max(2 * HEAP_MB_MIN)
+}
+
+/// Gives Node.js in a container a heap that fits the container's memory, which has just been set.
+pub(super) async fn fit_heap(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
+    if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
+        return Ok(waiting);
+    }
+    let Waiting { running, slot, control, node, .. } = waiting;
+    match control.restart(&slot.run(), handler.config.start_timeout).await {
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb }),
+        Err(error) => {
+            discard(handler, running, slot).await;
+            Err(AcquireError::NoCapacity { detail: error })
         }
     }
 }
@@ -274,7 +302,8 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             looked = Instant::now();
         }
         let missing = pool.target().saturating_sub(pool.level() + making.len());
-        let from = pool.after_claims(missing).map_or(not_before, |at| at.max(not_before));
+        let loading = !handler.loads.is_empty();
+        let from = pool.after_claims(missing, loading).map_or(not_before, |at| at.max(not_before));
         if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= from {
             let handler = Arc::clone(&handler);
             let preload = wanted_preload(&handler);
@@ -287,8 +316,11 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             });
             continue;
         }
-        let pause =
+        let mut pause =
             if missing > 0 { from.saturating_duration_since(Instant::now()).max(Duration::from_millis(2)) } else { LOOK_EVERY };
+        if loading {
+            pause = pause.min(AFTER_CLAIM);
+        }
         tokio::select! {
             () = handler.leaving.cancelled() => break,
             () = pool.changed.notified() => {}
@@ -370,7 +402,7 @@ fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
 }
 
 async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
-    let mut waiting = match create(handler, NodeVersion::default(), None).await {
+    let mut waiting = match create(handler, NodeVersion::default(), None, MEMORY_MB_DEFAULT).await {
         Ok(waiting) => waiting,
         Err(error) => {
             handler.counters.refill_failures.fetch_add(1, Relaxed);
@@ -415,11 +447,12 @@ mod tests {
     #[test]
     fn a_refill_leaves_the_machine_to_who_has_just_claimed_unless_the_pool_runs_low() {
         let now = Instant::now();
-        assert_eq!(claimed(8, now).after_claims(1), Some(now + AFTER_CLAIM));
-        assert_eq!(claimed(8, now).after_claims(3), Some(now + AFTER_CLAIM));
-        assert_eq!(claimed(8, now).after_claims(4), None, "half of it is gone");
-        assert_eq!(claimed(1, now).after_claims(1), None, "the only one is gone");
-        assert_eq!(Pool::new(&Config::default()).after_claims(1), None, "nobody has claimed yet");
+        assert_eq!(claimed(8, now).after_claims(1, false), Some(now + AFTER_CLAIM));
+        assert_eq!(claimed(8, now).after_claims(1, true), Some(now + WHILE_LOADING_MAX));
+        assert_eq!(claimed(8, now).after_claims(3, false), Some(now + AFTER_CLAIM));
+        assert_eq!(claimed(8, now).after_claims(4, true), None, "half of it is gone");
+        assert_eq!(claimed(1, now).after_claims(1, true), None, "the only one is gone");
+        assert_eq!(Pool::new(&Config::default()).after_claims(1, true), None, "nobody has claimed yet");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bollard::models::{
 };
 use hearth_model::{
     function::NodeVersion,
-    protocol::{RUNTIME_MAIN, RUNTIME_NODE_OPTION, paths},
+    protocol::{RUNTIME_MAIN, RUNTIME_NODE_OPTIONS, paths},
 };
 use std::{collections::HashMap, path::Path};
 
@@ -95,7 +95,8 @@ fn command(spec: &SandboxSpec) -> Result<Vec<String>, SandboxError> {
     let node = format!("/opt/node{}/bin/node", spec.node.as_str());
     match spec.purpose {
         Purpose::Runtime if spec.args.is_empty() => {
-            Ok(vec![node, RUNTIME_NODE_OPTION.to_owned(), format!("{}/{RUNTIME_MAIN}", paths::RUNTIME)])
+            let options = RUNTIME_NODE_OPTIONS.map(str::to_owned);
+            Ok([node].into_iter().chain(options).chain([format!("{}/{RUNTIME_MAIN}", paths::RUNTIME)]).collect())
         }
         Purpose::Runtime => Err(refuse("a runtime container takes no arguments".to_owned())),
         Purpose::Build if spec.args.is_empty() => Err(refuse("a build needs the path of its script".to_owned())),
@@ -295,7 +296,7 @@ mod tests {
                 "PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth",
                 "MALLOC_ARENA_MAX=1"
             ],
-            "Cmd": ["/opt/node24/bin/node", "--expose-internals", "/opt/hearth/main.js"],
+            "Cmd": ["/opt/node24/bin/node", "--expose-internals", "--v8-pool-size=1", "/opt/hearth/main.js"],
             "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
             "HostConfig": {
                 "CapDrop": ["ALL"],

@@ -14,6 +14,10 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Lines asked of the engine for the output; a build prints fewer long ones or many short ones.
 const OUTPUT_LINES_MAX: usize = 2_000;
+/// How a process that aborts ends: by SIGABRT, or by SIGSEGV where it is the first of its namespace, which ignores SIGABRT.
+const ABORTED: [i64; 2] = [128 + 6, 128 + 11];
+/// What Node.js writes when its heap is full and the container's memory is not.
+const HEAP_IS_FULL: &str = "JavaScript heap out of memory";
 
 impl Inner {
     /// Through the control group, or where that is out of reach through the engine.
@@ -93,7 +97,8 @@ impl Inner {
             Err(SandboxError::NotFound { .. }) => false,
             Err(error) => return Err(error),
         };
-        Ok(Exit { code: Some(code), out_of_memory: killed || by_engine })
+        let by_itself = ABORTED.contains(&code) && self.output(id).await.is_ok_and(|text| text.contains(HEAP_IS_FULL));
+        Ok(Exit { code: Some(code), out_of_memory: killed || by_engine || by_itself })
     }
 
     /// The engine's word on how it ended: at once where the process is known to be gone, otherwise whenever that happens.

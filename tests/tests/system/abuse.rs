@@ -117,6 +117,22 @@ async fn nonsense_answers_are_the_tenants_fault() {
     unharmed(&hearth).await;
 }
 
+/// Node.js sizes its heap when it starts, before a container of the pool has a tenant and the tenant's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_with_much_memory_can_use_it_and_a_full_heap_has_a_name() {
+    let hearth = Hearth::start().await;
+    let code = "module.exports = (c, cb) => { const kept = []; for (let i = 0; i < c.query.mb; i++) kept.push(new Array(131072).fill(i)); cb(null, { mb: kept.length, e: process.env.E, v: require('v8').getHeapStatistics().heap_size_limit >> 20 }); }";
+    for (tenant, memory_mb, fits, too_much) in [("usual", 256, 100, 400), ("half", 512, 150, 450), ("big", 1_024, 380, 800)] {
+        let function = json!({ "code": code, "memory_mb": memory_mb, "env": { "E": "its own" } });
+        hearth.deploy(&format!("{tenant}/main/f"), function).await;
+        let answer = hearth.get(&format!("{tenant}/main/f?mb={fits}")).await;
+        assert_eq!(answer.expect(200).json()["mb"], fits, "{tenant}: {}", answer.text);
+        assert_eq!(answer.json()["e"], "its own", "{tenant}: {}", answer.text);
+        hearth.get(&format!("{tenant}/main/f?mb={too_much}")).await.expect_problem(502, "tenant", "function-out-of-memory");
+        hearth.get(&format!("{tenant}/main/f?mb=1")).await.expect(200);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_answer_and_a_flood_of_output_stay_outside_our_memory() {
     let hearth = with_neighbour().await;

@@ -132,6 +132,24 @@ impl Platform {
         Ok(usize::try_from(level)?)
     }
 
+    /// Waits until the pool has `level` containers and nothing has been made for it for a while, so that a request has the machine to
+    /// itself, as a bare process that it is compared with has.
+    pub async fn wait_until_quiet(&self, level: usize) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut quiet = 0;
+        while quiet < 10 {
+            let status = self.status().await?;
+            let number =
+                |name: &str| status.pointer(&format!("/handler/pool/{name}")).and_then(Value::as_u64).unwrap_or(0) as usize;
+            quiet = if number("level") >= level && number("creating") == 0 { quiet + 1 } else { 0 };
+            if Instant::now() > until {
+                bail!("the pool was not quiet within 60 s: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until a container with popular modules loaded waits in the pool.
     pub async fn wait_for_preloaded(&self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(60);

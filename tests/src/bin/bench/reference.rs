@@ -2,7 +2,7 @@
 //! runtime outside any container.
 
 use anyhow::{Context, Result, bail};
-use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTION, ToRuntime, paths};
+use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTIONS, ToRuntime, paths};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -175,7 +175,7 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
     let process = start(
         dir,
         "runtime",
-        Command::new(node).arg(RUNTIME_NODE_OPTION).arg(program.join(RUNTIME_MAIN)).env_clear().env("HEARTH_RUN_DIR", &run),
+        Command::new(node).args(RUNTIME_NODE_OPTIONS).arg(program.join(RUNTIME_MAIN)).env_clear().env("HEARTH_RUN_DIR", &run),
     )?;
     let [control, http, link] = [paths::CONTROL_SOCKET, paths::HTTP_SOCKET, paths::LINK_SOCKET].map(|name| run.join(name));
     for socket in [&control, &http, &link] {
