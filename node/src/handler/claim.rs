@@ -288,6 +288,7 @@ async fn watch(handler: Arc<Handler>, container: Arc<LiveContainer>) {
     if !expected {
         let counter = if exit.out_of_memory { &handler.counters.out_of_memory } else { &handler.counters.crashed };
         counter.fetch_add(1, Relaxed);
+        handler.restarts.note(container.path(), Instant::now());
         tracing::info!(container = %container.path(), ?exit, "a container ended by itself");
     }
     clean_up(&handler, &container).await;

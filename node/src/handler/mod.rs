@@ -13,6 +13,7 @@ mod inbound;
 mod metering;
 mod pool;
 mod report;
+mod restarts;
 mod slot;
 mod status;
 
@@ -63,6 +64,11 @@ pub struct Config {
     /// How long a suspected container may take to say that its event loop is alive.
     #[serde(with = "humantime_serde")]
     pub ping_timeout: Duration,
+    /// So often a container may end by its own fault (it crashed, ran out of memory, or its event loop was stuck) and be replaced at once.
+    pub restarts_burst: u32,
+    /// Time between two replacements of a container that has ended more often.
+    #[serde(with = "humantime_serde")]
+    pub restart_interval: Duration,
     /// Idle time after which a container is frozen. What it does in the background stops then.
     #[serde(with = "humantime_serde")]
     pub freeze_after: Duration,
@@ -95,6 +101,8 @@ impl Default for Config {
             start_timeout: Duration::from_secs(20),
             load_timeout: Duration::from_secs(30),
             ping_timeout: Duration::from_millis(250),
+            restarts_burst: 5,
+            restart_interval: Duration::from_secs(3),
             freeze_after: Duration::from_secs(60),
             destroy_after: Duration::from_secs(1_800),
             memory_limit: ByteSize::b(0),
@@ -177,6 +185,15 @@ pub enum AcquireError {
         /// Whether for memory.
         out_of_memory: bool,
     },
+    /// Containers of this tenant ended by their own fault too often.
+    #[error(
+        "the function's container has crashed, run out of memory or been stuck too often in a row; a fresh one starts in {:.1} s",
+        wait.as_secs_f32()
+    )]
+    CrashLoop {
+        /// Until the next may start.
+        wait: Duration,
+    },
     /// Loading took too long.
     #[error("the function did not load within {limit:?}")]
     LoadTimeout {
@@ -206,6 +223,7 @@ impl AcquireError {
             Self::Load { .. } => ProblemKind::FunctionLoadFailed,
             Self::Crashed { out_of_memory: true } => ProblemKind::FunctionOutOfMemory,
             Self::Crashed { out_of_memory: false } => ProblemKind::FunctionCrashed,
+            Self::CrashLoop { .. } => ProblemKind::FunctionCrashLoop,
             Self::LoadTimeout { .. } => ProblemKind::FunctionTimeout,
             Self::Unavailable { .. } => ProblemKind::DependencyUnavailable,
             Self::Draining => ProblemKind::Draining,
@@ -234,6 +252,7 @@ pub struct Handler {
     claims: Flights<ContainerPath, Arc<LiveContainer>>,
     loads: Flights<(u64, FunctionName, VersionNumber), LoadTimes>,
     pool: pool::Pool,
+    restarts: restarts::Restarts,
     counters: status::Counters,
     started: Instant,
     leaving: CancellationToken,
@@ -259,6 +278,7 @@ impl Handler {
         let slots = slot::Slots::open(&deps.data_dir, config.containers_max)?;
         let handler = Arc::new(Self {
             pool: pool::Pool::new(&config),
+            restarts: restarts::Restarts::new(config.restarts_burst, config.restart_interval),
             config,
             deps,
             slots,
@@ -314,6 +334,9 @@ impl Handler {
                 }
                 None => {
                     start = Start::Cold;
+                    if let Some(wait) = self.restarts.wait(&path, Instant::now()) {
+                        return Err(AcquireError::CrashLoop { wait });
+                    }
                     let container = self.claim(servable).await?;
                     timings.claim_ms = began.elapsed().as_secs_f32() * 1_000.0;
                     container
@@ -357,6 +380,7 @@ impl Handler {
             async move {
                 if container.ping(timeout).await.is_err() {
                     handler.counters.stuck.fetch_add(1, Relaxed);
+                    handler.restarts.note(container.path(), Instant::now());
                     handler.kill(&container, "its event loop is stuck");
                 }
                 container.end_check();

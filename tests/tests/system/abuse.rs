@@ -117,6 +117,32 @@ async fn nonsense_answers_are_the_tenants_fault() {
     unharmed(&hearth).await;
 }
 
+/// What ends again and again is replaced at a bounded rate, since each replacement costs the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_ends_too_often_waits_for_the_next() {
+    let hearth = with_neighbour().await;
+    let code = "module.exports = (c, cb) => c.query.end ? process.exit(1) : cb(null, 'ok');";
+    for name in ["f", "same"] {
+        hearth.deploy_code(&format!("bad/main/{name}"), code).await;
+    }
+    let mut ends = 0;
+    let refused = loop {
+        let answer = hearth.get("bad/main/f?end=1").await;
+        if answer.status != 502 {
+            break answer;
+        }
+        ends += 1;
+        assert!(ends < 20, "each of its ends was answered with a fresh container");
+    };
+    refused.expect_problem(503, "tenant", "function-crash-loop");
+    assert_eq!(refused.header("retry-after"), "3");
+    assert!(ends >= 5, "{ends} ends in a row are too few to say so");
+    hearth.get("bad/main/same").await.expect_problem(503, "tenant", "function-crash-loop");
+    unharmed(&hearth).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    hearth.get("bad/main/same").await.expect(200);
+}
+
 /// Node.js sizes its heap when it starts, before a container of the pool has a tenant and the tenant's memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_with_much_memory_can_use_it_and_a_full_heap_has_a_name() {
