@@ -6,6 +6,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
+const { isProxy } = require('node:util').types;
 
 const MODULES = process.env.HEARTH_MODULES_DIR || '/hearth/m/';
 const CACHE_DIR = '.hearth-cache';
@@ -56,15 +57,22 @@ class Artifact {
     this.#data = new WeakRef(data);
   }
 
-  // Kept no longer than V8 likes, since most is used once: a container with modules would be larger by all of it.
-  data() {
+  // Source and code of one file. The whole is kept no longer than V8 likes, since most is used once: a container with modules would be
+  // larger by all of it. Who comes later reads his part again.
+  parts({ source, sourceLength, encoding, code, codeLength }) {
     let data = this.#data.deref();
+    let at = 0;
     if (data === undefined) {
-      data = fs.readFileSync(this.#file);
-      if (data.length !== this.#length) throw new Error(`${this.#file} has changed`);
-      this.#data = new WeakRef(data);
+      at = source;
+      data = Buffer.alloc(code + codeLength - source);
+      const file = fs.openSync(this.#file);
+      try {
+        if (fs.fstatSync(file).size !== this.#length || fs.readSync(file, data, 0, data.length, at) !== data.length) throw new Error('it has changed');
+      } finally {
+        fs.closeSync(file);
+      }
     }
-    return data;
+    return { text: data.toString(encoding, source - at, source - at + sourceLength), cachedData: data.subarray(code - at, code - at + codeLength) };
   }
 
   // What `request` is for a file: another file of the cache, the name of one that is not, or nothing known.
@@ -100,8 +108,17 @@ function installCacheLoader() {
   const { _load: nodeLoad, _resolveFilename: nodeResolve } = Module;
   const nodeJs = Module._extensions['.js'];
 
-  // Who hooks one of these wants to see every module.
+  // Who hooks one of these, or registers hooks, wants to see every module.
+  let registered = false;
+  const { registerHooks } = Module;
+  if (registerHooks) {
+    Module.registerHooks = (hooks) => {
+      registered = true;
+      return registerHooks(hooks);
+    };
+  }
   const unhooked = () =>
+    !registered &&
     Module.prototype.require === nodeRequire && Module._load === nodeLoad && Module._resolveFilename === resolveFilename && Module._extensions['.js'] === loadJs;
 
   function makeRequire(artifact, entry, module) {
@@ -110,6 +127,8 @@ function installCacheLoader() {
       if (typeof found !== 'object') return module.require(request);
       const cached = Module._cache[found.name];
       if (cached === undefined) return load(artifact, found, module);
+      // In a circle, or noted by an import before it runs: Node knows which.
+      if (!cached.loaded) return module.require(request);
       if (!module.children.includes(cached)) module.children.push(cached);
       return cached.exports;
     };
@@ -121,17 +140,23 @@ function installCacheLoader() {
     return require;
   }
 
-  // False where V8 says that the code was made by another version of it or under other flags.
-  function run(artifact, { name, source, sourceLength, encoding, code, codeLength }, module) {
-    const data = artifact.data();
-    const script = new vm.Script(data.toString(encoding, source, source + sourceLength), {
+  // False where the cache cannot be read any more, or V8 says that the code was made by another version of it or under other flags.
+  function run(artifact, entry, module) {
+    const { name } = entry;
+    let parts;
+    try {
+      parts = artifact.parts(entry);
+    } catch {
+      return false;
+    }
+    const script = new vm.Script(parts.text, {
       filename: name,
-      cachedData: data.subarray(code, code + codeLength),
+      cachedData: parts.cachedData,
       importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     });
     if (script.cachedDataRejected) return false;
     const compiled = script.runInThisContext();
-    compiled.call(module.exports, module.exports, makeRequire(artifact, artifact.byName.get(name), module), module, name, path.dirname(name));
+    compiled.call(module.exports, module.exports, makeRequire(artifact, entry, module), module, name, path.dirname(name));
     return true;
   }
 
@@ -141,6 +166,11 @@ function installCacheLoader() {
     Module._cache[entry.name] = module;
     try {
       module.load(entry.name);
+      // Who asked for it through Node while it loaded has given it a prototype that warns of what was not there yet.
+      const { exports } = module;
+      if (exports !== null && typeof exports === 'object' && !isProxy(exports) && isProxy(Object.getPrototypeOf(exports))) {
+        Object.setPrototypeOf(exports, Object.prototype);
+      }
     } catch (error) {
       delete Module._cache[entry.name];
       const at = parent.children.indexOf(module);
@@ -163,7 +193,7 @@ function installCacheLoader() {
   function loadJs(module, filename) {
     const artifact = artifactOf(filename);
     const entry = artifact?.byName.get(filename);
-    if (entry === undefined || !run(artifact, entry, module)) nodeJs.call(this, module, filename);
+    if (registered || entry === undefined || !run(artifact, entry, module)) nodeJs.call(this, module, filename);
   }
 
   Module._resolveFilename = resolveFilename;

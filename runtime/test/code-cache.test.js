@@ -122,6 +122,36 @@ test('what V8 has let go of is read again', (t) => {
   assert.strictEqual(load(made, gc), 'late');
 });
 
+test('an import finds what Node finds', (t) => {
+  const source = "module.exports = require('./lib/x');";
+  const more = {
+    'lib/x.js': "module.exports = () => 1; module.exports.Router = 'router'; module.exports.two = require('../two');",
+    'two.js': "module.exports = { base: require('./base') };",
+    'base.js': "module.exports = { name: 'base' };",
+    'program.mjs': "import two from './two.js'; import base from './base.js'; import x, { Router } from './index.js'; globalThis.found = [typeof x, Router, two.base === base, base.name, x.two === two];",
+  };
+  const made = artifact(t, source, more);
+  const program = `
+    require(${JSON.stringify(path.join(RUNTIME, 'cache-loader.js'))}).installCacheLoader();
+    import(${JSON.stringify(path.join(made.a, 'node_modules/x/program.mjs'))}).then(() => console.log(JSON.stringify(found)));`;
+  const env = { ...process.env, HEARTH_MODULES_DIR: path.join(made.root, 'm') + path.sep };
+  const found = JSON.parse(execFileSync(process.execPath, ['-e', program], { env, encoding: 'utf8' }));
+  assert.deepStrictEqual(found, ['function', 'router', true, 'base', true]);
+});
+
+test('a circle that the build did not see leaves plain objects', (t) => {
+  const source = "exports.early = 1; if (globalThis.late) require(globalThis.late).two; exports.plain = Object.getPrototypeOf(exports) === Object.prototype; exports.toJSON = () => ({ plain: Object.getPrototypeOf(require('./one')) === Object.prototype }); require('./one');";
+  const more = { 'one.js': "exports.one = 1; if (globalThis.late) exports.two = require('./two').early;", 'two.js': "exports.early = require('./one').one;" };
+  const made = artifact(t, source, more);
+  assert.deepStrictEqual(load(made, "globalThis.late = './two'"), { plain: true });
+});
+
+test('hooks that a function registers see every module', (t) => {
+  const made = artifact(t, "globalThis.hook?.(); exports.helper = require('helper').name; exports.file = require('./lib/part').part; exports.seen = globalThis.seen;");
+  const hook = "globalThis.hook = () => { globalThis.seen = []; require('module').registerHooks({ resolve: (s, c, next) => { globalThis.seen.push(s); return next(s, c); } }); }";
+  assert.deepStrictEqual(load(made, hook), { ...EXPECTED, seen: ['helper', './lib/part'] });
+});
+
 test("a function's hook into require sees every module", (t) => {
   const made = artifact(t, "globalThis.hook?.(); exports.helper = require('helper').name; exports.file = require('./lib/part').part; exports.seen = globalThis.seen;");
   const hook = "globalThis.hook = () => { const M = require('module'); const load = M._load; globalThis.seen = []; M._load = function (r) { globalThis.seen.push(r); return load.apply(this, arguments); }; }";

@@ -23,8 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Weight of a container with a tenant when the CPU is contended.
-const CLAIMED_CPU_SHARES: u32 = 1_024;
+/// How long it may take until it is known how a container ended whose connection has broken.
+const EXIT_KNOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Handler {
     /// A container of the tenant's own; all who ask at once get the same.
@@ -67,12 +67,7 @@ impl Handler {
                 }
             }
         };
-        let limits = pool::limits(&self.config, memory_mb, CLAIMED_CPU_SHARES);
-        if let Err(error) = self.deps.sandbox.resize(&waiting.running.id, &limits).await {
-            pool::discard(&self, waiting.running, waiting.slot).await;
-            return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
-        }
-        let waiting = pool::fit_heap(&self, waiting, memory_mb).await?;
+        let waiting = pool::size(&self, waiting, memory_mb).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
         if egress != Egress::Public
@@ -172,7 +167,7 @@ impl Handler {
                 return Err(error);
             }
             Err(AcquireError::Crashed { .. }) => {
-                let exit = tokio::time::timeout(Duration::from_secs(2), container.exited()).await.unwrap_or_default();
+                let exit = tokio::time::timeout(EXIT_KNOWN_TIMEOUT, container.exited()).await.unwrap_or_default();
                 return Err(AcquireError::Crashed { out_of_memory: exit.out_of_memory });
             }
             Err(error) => return Err(error),
@@ -235,10 +230,10 @@ impl Handler {
         }
     }
 
-    /// Ends it now. Its requests see their connections break and learn why.
-    pub(super) fn kill(self: &Arc<Self>, container: &Arc<LiveContainer>, reason: &'static str) {
+    /// Ends it now. Its requests see their connections break and learn why. False if it was ending already.
+    pub(super) fn kill(self: &Arc<Self>, container: &Arc<LiveContainer>, reason: &'static str) -> bool {
         self.containers.remove(container);
-        let _ = container.change(State::Running, State::Leaving) || container.change(State::Frozen, State::Leaving);
+        let first = container.change(State::Running, State::Leaving) || container.change(State::Frozen, State::Leaving);
         tracing::debug!(container = %container.path(), reason, "ending a container");
         let (handler, container) = (Arc::clone(self), Arc::clone(container));
         self.runtime.spawn(async move {
@@ -246,6 +241,7 @@ impl Handler {
                 tracing::warn!(container = %container.path(), %error, "a container could not be destroyed at once");
             }
         });
+        first
     }
 
     /// Lets a frozen container run again.
@@ -273,7 +269,7 @@ async fn watch(handler: Arc<Handler>, container: Arc<LiveContainer>) {
         exit = handler.deps.sandbox.wait(&id) => exit.unwrap_or_default(),
         () = container.control.broken() => {
             // Either it is ending just now, or it has broken the protocol and must end.
-            match tokio::time::timeout(Duration::from_millis(500), handler.deps.sandbox.wait(&id)).await {
+            match tokio::time::timeout(EXIT_KNOWN_TIMEOUT, handler.deps.sandbox.wait(&id)).await {
                 Ok(exit) => exit.unwrap_or_default(),
                 Err(_) => {
                     tracing::warn!(container = %container.path(), "its control connection broke; replacing the container");

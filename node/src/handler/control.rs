@@ -102,10 +102,12 @@ impl Control {
     /// Starts the runtime again in place, which lets go of this connection, and connects to it anew.
     pub async fn restart(self, run_dir: &Path, timeout: Duration) -> Result<Self, String> {
         self.tell(&ToRuntime::Restart);
-        tokio::time::timeout(timeout, self.broken())
-            .await
-            .map_err(|_| format!("the runtime did not restart within {timeout:?}"))?;
-        open_when_ready(run_dir, new_secret(), timeout).await
+        let restarted = async {
+            self.broken().await;
+            open_when_ready(run_dir, new_secret(), timeout).await
+        };
+        let late = |_| Err(format!("the runtime did not start again within {timeout:?}"));
+        tokio::time::timeout(timeout, restarted).await.unwrap_or_else(late)
     }
 
     /// Sends without waiting for an answer; not at all to a runtime that does not read.

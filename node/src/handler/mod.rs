@@ -64,11 +64,6 @@ pub struct Config {
     /// How long a suspected container may take to say that its event loop is alive.
     #[serde(with = "humantime_serde")]
     pub ping_timeout: Duration,
-    /// So often a container may end by its own fault (it crashed, ran out of memory, or its event loop was stuck) and be replaced at once.
-    pub restarts_burst: u32,
-    /// Time between two replacements of a container that has ended more often.
-    #[serde(with = "humantime_serde")]
-    pub restart_interval: Duration,
     /// Idle time after which a container is frozen. What it does in the background stops then.
     #[serde(with = "humantime_serde")]
     pub freeze_after: Duration,
@@ -101,8 +96,6 @@ impl Default for Config {
             start_timeout: Duration::from_secs(20),
             load_timeout: Duration::from_secs(30),
             ping_timeout: Duration::from_millis(250),
-            restarts_burst: 5,
-            restart_interval: Duration::from_secs(3),
             freeze_after: Duration::from_secs(60),
             destroy_after: Duration::from_secs(1_800),
             memory_limit: ByteSize::b(0),
@@ -185,7 +178,7 @@ pub enum AcquireError {
         /// Whether for memory.
         out_of_memory: bool,
     },
-    /// Containers of this tenant ended by their own fault too often.
+    /// This container ended by its own fault too often.
     #[error(
         "the function's container has crashed, run out of memory or been stuck too often in a row; a fresh one starts in {:.1} s",
         wait.as_secs_f32()
@@ -278,7 +271,7 @@ impl Handler {
         let slots = slot::Slots::open(&deps.data_dir, config.containers_max)?;
         let handler = Arc::new(Self {
             pool: pool::Pool::new(&config),
-            restarts: restarts::Restarts::new(config.restarts_burst, config.restart_interval),
+            restarts: restarts::Restarts::default(),
             config,
             deps,
             slots,
@@ -380,8 +373,10 @@ impl Handler {
             async move {
                 if container.ping(timeout).await.is_err() {
                     handler.counters.stuck.fetch_add(1, Relaxed);
-                    handler.restarts.note(container.path(), Instant::now());
-                    handler.kill(&container, "its event loop is stuck");
+                    // One that was leaving when it was asked did nothing wrong.
+                    if handler.kill(&container, "its event loop is stuck") && container.exit().is_none() {
+                        handler.restarts.note(container.path(), Instant::now());
+                    }
                 }
                 container.end_check();
             },

@@ -38,6 +38,10 @@ const WHILE_LOADING_MAX: Duration = Duration::from_millis(250);
 const BUSY_FROM: u64 = 5;
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
+/// The same of one with a tenant.
+const CLAIMED_CPU_SHARES: u32 = 1_024;
+/// How long Node.js may take to start again in place; normally it takes a tenth of a second.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// Node.js takes half of the memory that it finds when it starts for its heap, but not less than this.
 const HEAP_MB_MIN: u64 = 256;
 
@@ -263,19 +267,31 @@ pub(super) fn outgrows_pool(memory_mb: u64) -> bool {
     memory_mb > MEMORY_MB_DEFAULT.max(2 * HEAP_MB_MIN)
 }
 
-/// Gives Node.js in a container a heap that fits the container's memory, which has just been set.
-pub(super) async fn fit_heap(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
+/// Gives a container its tenant's share of the machine, and Node.js in it a heap that fits its memory: by starting Node.js again in
+/// place, or where that fails, by another container.
+pub(super) async fn size(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
+    let waiting = resize(handler, waiting, memory_mb).await?;
     if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
         return Ok(waiting);
     }
     let Waiting { running, slot, control, node, .. } = waiting;
-    match control.restart(&slot.run(), handler.config.start_timeout).await {
+    match control.restart(&slot.run(), RESTART_TIMEOUT).await {
         Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb }),
         Err(error) => {
+            tracing::warn!(slot = slot.number, error, "a container could not be given a larger heap; making another");
             discard(handler, running, slot).await;
-            Err(AcquireError::NoCapacity { detail: error })
+            resize(handler, create(handler, node, None, memory_mb).await?, memory_mb).await
         }
     }
+}
+
+async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
+    let limits = limits(&handler.config, memory_mb, CLAIMED_CPU_SHARES);
+    if let Err(error) = handler.deps.sandbox.resize(&waiting.running.id, &limits).await {
+        discard(handler, waiting.running, waiting.slot).await;
+        return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
+    }
+    Ok(waiting)
 }
 
 pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32) -> Limits {

@@ -1,6 +1,6 @@
-//! How often the containers of one tenant may end by their own fault and be replaced at once. Each replacement costs this machine a
-//! quarter of a second of CPU, which one crashing function would take from all others; the algorithm is the generic cell rate
-//! algorithm (GCRA) of ATM's traffic control.
+//! How often a container may end by its own fault and be replaced at once. Each replacement costs this machine a quarter of a second
+//! of CPU, which one crashing function would take from all others; the algorithm is the generic cell rate algorithm (GCRA) of ATM's
+//! traffic control.
 
 use hearth_model::ContainerPath;
 use parking_lot::Mutex;
@@ -9,22 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Ends in a row after which the next container is made at once all the same.
+const BURST: u32 = 5;
+/// Time between two replacements from then on; what `retry-after` says.
+const INTERVAL: Duration = Duration::from_secs(3);
 /// Containers that are remembered before those that are forgiven are looked for.
 const SWEEP_FROM: usize = 1_024;
 
 /// Until when the ends of each container are paid off.
+#[derive(Default)]
 pub(super) struct Restarts {
-    burst: u32,
-    interval: Duration,
     paid: Mutex<HashMap<ContainerPath, Instant>>,
 }
 
 impl Restarts {
-    /// `burst` ends in a row are replaced at once, after them one each `interval`.
-    pub fn new(burst: u32, interval: Duration) -> Self {
-        Self { burst, interval, paid: Mutex::default() }
-    }
-
     /// A container has ended by its own fault.
     pub fn note(&self, path: &ContainerPath, now: Instant) {
         let mut paid = self.paid.lock();
@@ -33,14 +31,14 @@ impl Restarts {
         }
         let until = paid.entry(path.clone()).or_insert(now);
         // Many ends at once do not close it for longer than one interval.
-        let latest = now + self.interval * (self.burst + 1);
-        *until = ((*until).max(now) + self.interval).min(latest);
+        let latest = now + INTERVAL * (BURST + 1);
+        *until = ((*until).max(now) + INTERVAL).min(latest);
     }
 
     /// How long the next one has to wait.
     pub fn wait(&self, path: &ContainerPath, now: Instant) -> Option<Duration> {
         let until = *self.paid.lock().get(path)?;
-        let wait = until.saturating_duration_since(now + self.interval * self.burst);
+        let wait = until.saturating_duration_since(now + INTERVAL * BURST);
         (!wait.is_zero()).then_some(wait)
     }
 }
@@ -51,32 +49,31 @@ mod tests {
 
     #[test]
     fn a_burst_is_replaced_at_once_and_then_one_each_interval() {
-        let (second, start) = (Duration::from_secs(1), Instant::now());
-        let restarts = Restarts::new(2, second);
+        let (restarts, start) = (Restarts::default(), Instant::now());
         let [bad, good]: [ContainerPath; 2] = ["bad/main", "good/main"].map(|p| p.parse().unwrap());
         assert_eq!(restarts.wait(&bad, start), None);
-        for _ in 0..2 {
+        for _ in 0..BURST {
             restarts.note(&bad, start);
             assert_eq!(restarts.wait(&bad, start), None);
         }
         for _ in 0..100 {
             restarts.note(&bad, start);
         }
-        assert_eq!(restarts.wait(&bad, start), Some(second));
-        assert_eq!(restarts.wait(&good, start), None, "another tenant's are none of its business");
-        assert_eq!(restarts.wait(&bad, start + second), None);
-        restarts.note(&bad, start + second);
-        assert_eq!(restarts.wait(&bad, start + second), Some(second));
-        assert_eq!(restarts.wait(&bad, start + 4 * second), None);
+        assert_eq!(restarts.wait(&bad, start), Some(INTERVAL));
+        assert_eq!(restarts.wait(&good, start), None, "another's are none of its business");
+        assert_eq!(restarts.wait(&bad, start + INTERVAL), None);
+        restarts.note(&bad, start + INTERVAL);
+        assert_eq!(restarts.wait(&bad, start + INTERVAL), Some(INTERVAL));
+        assert_eq!(restarts.wait(&bad, start + 2 * INTERVAL), None);
     }
 
     #[test]
     fn who_is_forgiven_is_forgotten() {
-        let (restarts, start) = (Restarts::new(2, Duration::from_secs(1)), Instant::now());
+        let (restarts, start) = (Restarts::default(), Instant::now());
         for n in 0..SWEEP_FROM {
             restarts.note(&format!("t{n}/main").parse().unwrap(), start);
         }
-        restarts.note(&"late/main".parse().unwrap(), start + Duration::from_secs(2));
+        restarts.note(&"late/main".parse().unwrap(), start + INTERVAL);
         assert_eq!(restarts.paid.lock().len(), 1);
     }
 }

@@ -14,8 +14,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Lines asked of the engine for the output; a build prints fewer long ones or many short ones.
 const OUTPUT_LINES_MAX: usize = 2_000;
-/// How a process that aborts ends: by SIGABRT, or by SIGSEGV where it is the first of its namespace, which ignores SIGABRT.
-const ABORTED: [i64; 2] = [128 + 6, 128 + 11];
+/// How a process that aborts ends: by SIGABRT, or where it is the first of its namespace, which ignores SIGABRT, by SIGSEGV (x86) or
+/// SIGTRAP (arm64).
+const ABORTED: [i64; 3] = [128 + 6, 128 + 11, 128 + 5];
 /// What Node.js writes when its heap is full and the container's memory is not.
 const HEAP_IS_FULL: &str = "JavaScript heap out of memory";
 
