@@ -49,12 +49,12 @@ oracles() {
 # The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
 infrastructure_tests() {
   wait "$terraform_setup"
-  BINARY_UNDER_TEST="$PWD/$target/debug/hearth" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+  BINARY_UNDER_TEST="$(realpath "$target/debug/hearth")" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
 }
 
 machines() {
   wait "$terraform_setup"
-  TEST_MACHINES=all BINARY_UNDER_TEST="$PWD/$target/debug/hearth" \
+  TEST_MACHINES=all BINARY_UNDER_TEST="$(realpath "$target/debug/hearth")" \
     target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform --pattern test_machines.py
 }
 

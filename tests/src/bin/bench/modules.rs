@@ -183,6 +183,7 @@ async fn sizes(bench: &Bench, report: &mut Report, platform: &Platform) -> Resul
     let mut times = vec![vec![]; sets.len()];
     for i in FIRST..each + FIRST {
         for (of_size, times) in paths.iter().zip(&mut times) {
+            platform.wait_until_quiet(POOL).await?;
             times.push(first_requests(platform, &of_size[i..=i], true).await?.0.ms(0.5));
         }
     }
