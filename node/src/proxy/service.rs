@@ -39,7 +39,7 @@ use std::{
 use tower::ServiceExt;
 
 /// How long a broken connection waits for the news that its container has ended, to tell a crash from a defect of ours.
-const EXIT_NEWS_TIMEOUT: Duration = Duration::from_secs(2);
+const EXIT_NEWS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Containers that one request may try; each but the last was gone before anything was sent.
 const CONTAINERS_MAX: usize = 3;
 /// The runtime's words about an error.
