@@ -67,7 +67,7 @@ impl Handler {
                 }
             }
         };
-        let waiting = pool::size(&self, waiting, memory_mb).await?;
+        let waiting = pool::apply_limits(&self, waiting, memory_mb).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
         if egress != Egress::Public

@@ -269,7 +269,7 @@ pub(super) fn outgrows_pool(memory_mb: u64) -> bool {
 
 /// Gives a container its tenant's share of the machine, and Node.js in it a heap that fits its memory: by starting Node.js again in
 /// place, or where that fails, by another container.
-pub(super) async fn size(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
+pub(super) async fn apply_limits(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
     let waiting = resize(handler, waiting, memory_mb).await?;
     if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
         return Ok(waiting);
