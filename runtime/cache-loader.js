@@ -10,9 +10,11 @@ const { isProxy } = require('node:util').types;
 
 const MODULES = process.env.HEARTH_MODULES_DIR || '/hearth/m/';
 const CACHE_DIR = '.hearth-cache';
-const MAGIC = 'hearth-code-cache-2';
+const MAGIC = 'hearth-code-cache-3';
 // V8 copies code that does not begin at a multiple of a pointer's size.
 const ALIGNMENT = 8;
+// What is read at once at least.
+const BLOCK_BYTES = 256 * 1024;
 
 // V8 itself says when its flags are others. What the processor can do, which `v8.cachedDataVersionTag` includes, does not matter to
 // bytecode, and machines of one cluster differ in it.
@@ -27,52 +29,71 @@ function artifactRoot(file) {
   return end < 0 ? null : file.slice(0, end + 2);
 }
 
+// What was read last, of whichever artifact.
+let block = null;
+let held = null;
+
 // Layout: 4 bytes length of the index; the index as JSON; source and code of each of its files. Each part begins at a multiple of
 // ALIGNMENT. The index has of each file its name below the root, length of the source, its encoding, length of the code, and what it
-// required followed by what that was: the number of another file, or the name of one that is not in the cache.
+// required followed by what that was: the number of another file, or the name of one that is not in the cache. `handOns` has those of the
+// latter that are ES modules which only hand on a file, and which.
 class Artifact {
   #file;
   #length;
-  #data;
 
   constructor(root, file) {
     this.#file = file;
-    const data = fs.readFileSync(file);
-    const length = data.readUInt32LE(0);
-    const { magic, bytes, files } = JSON.parse(data.toString('utf8', 4, 4 + length));
-    let at = aligned(4 + length);
-    // A file that was cut would give cut sources.
-    if (magic !== MAGIC || bytes !== data.length - at) throw new Error('not a whole cache of this format');
-    this.files = [];
-    this.byName = new Map();
-    for (const [name, sourceLength, encoding, codeLength, required] of files) {
-      const entry = { name: root + name, required, requests: null, source: at, sourceLength, encoding, code: 0, codeLength };
-      entry.code = at + aligned(sourceLength);
-      at = entry.code + aligned(codeLength);
-      this.files.push(entry);
-      this.byName.set(entry.name, entry);
+    const handle = fs.openSync(file);
+    try {
+      this.#length = fs.fstatSync(handle).size;
+      const read = (length, at) => {
+        const data = Buffer.allocUnsafeSlow(length);
+        if (fs.readSync(handle, data, 0, length, at) !== length) throw new Error('it is cut');
+        return data;
+      };
+      const length = read(4, 0).readUInt32LE(0);
+      const { magic, bytes, files, handOns } = JSON.parse(read(length, 4).toString('utf8'));
+      let at = aligned(4 + length);
+      // A file that was cut would give cut sources.
+      if (magic !== MAGIC || bytes !== this.#length - at) throw new Error('not a whole cache of this format');
+      this.files = [];
+      this.byName = new Map();
+      for (const [name, sourceLength, encoding, codeLength, required] of files) {
+        const entry = { name: root + name, required, requests: null, source: at, sourceLength, encoding, code: 0, codeLength };
+        entry.code = at + aligned(sourceLength);
+        at = entry.code + aligned(codeLength);
+        this.files.push(entry);
+        this.byName.set(entry.name, entry);
+      }
+      this.handOns = new Map(Object.entries(handOns).map(([name, number]) => [root + name, this.files[number]]));
+    } finally {
+      fs.closeSync(handle);
     }
     this.root = root;
-    this.#length = data.length;
-    this.#data = new WeakRef(data);
   }
 
-  // Source and code of one file. The whole is kept no longer than V8 likes, since most is used once: a container with modules would be
-  // larger by all of it. Who comes later reads his part again.
+  // Source and code of one file, until the next is asked for: files lie in the order in which they were loaded, so that one block of
+  // memory serves many of them, and a large cache needs no more of it than a small one.
   parts({ source, sourceLength, encoding, code, codeLength }) {
-    let data = this.#data.deref();
-    let at = 0;
-    if (data === undefined) {
-      at = source;
-      data = Buffer.alloc(code + codeLength - source);
-      const file = fs.openSync(this.#file);
-      try {
-        if (fs.fstatSync(file).size !== this.#length || fs.readSync(file, data, 0, data.length, at) !== data.length) throw new Error('it has changed');
-      } finally {
-        fs.closeSync(file);
-      }
-    }
+    if (block === null || block.artifact !== this || source < block.at || code + codeLength > block.at + block.bytes) this.#read(source, code + codeLength - source);
+    const { data, at } = block;
     return { text: data.toString(encoding, source - at, source - at + sourceLength), cachedData: data.subarray(code - at, code - at + codeLength) };
+  }
+
+  #read(at, needed) {
+    const bytes = Math.min(Math.max(needed, BLOCK_BYTES), this.#length - at);
+    const old = block?.data;
+    block = null;
+    const data = old !== undefined && old.length >= bytes ? old : Buffer.allocUnsafeSlow(Math.max(bytes, BLOCK_BYTES));
+    const handle = fs.openSync(this.#file);
+    try {
+      if (fs.fstatSync(handle).size !== this.#length || fs.readSync(handle, data, 0, bytes, at) !== bytes) throw new Error('it has changed');
+    } finally {
+      fs.closeSync(handle);
+    }
+    block = { artifact: this, at, bytes, data };
+    // Let go of when nothing is being loaded any more.
+    held ??= setImmediate(() => (held = block = null)).unref();
   }
 
   // What `request` is for a file: another file of the cache, the name of one that is not, or nothing known.
@@ -123,7 +144,8 @@ function installCacheLoader() {
 
   function makeRequire(artifact, entry, module) {
     const require = (request) => {
-      const found = unhooked() ? artifact.target(entry, request) : undefined;
+      let found = unhooked() ? artifact.target(entry, request) : undefined;
+      if (typeof found === 'string') found = artifact.handOns.get(found);
       if (typeof found !== 'object') return module.require(request);
       const cached = Module._cache[found.name];
       if (cached === undefined) return load(artifact, found, module);

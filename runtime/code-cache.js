@@ -56,8 +56,22 @@ function record(root) {
   return { scripts, resolved };
 }
 
+// An ES module that does nothing but hand on a CommonJS file, as many packages have for `require` (the condition `module-sync`): Node's
+// loader of ES modules takes as long for it as for several files.
+const HANDS_ON = /^\s*import (\w+) from '(\.[\w./-]+)';\s*export default \1;\s*export \{ \1 as 'module\.exports' \};\s*$/;
+
+function handedOn(file) {
+  const match = file.endsWith('.mjs') && HANDS_ON.exec(fs.readFileSync(file, 'utf8'));
+  return match ? path.resolve(path.dirname(file), match[2]) : null;
+}
+
 function write(root, { scripts, resolved }) {
   const numbers = new Map([...scripts.keys()].map((filename, number) => [filename, number]));
+  const handOns = {};
+  for (const file of new Set(resolved.values())) {
+    const number = numbers.get(handedOn(file));
+    if (number !== undefined) handOns[file.slice(root.length)] = number;
+  }
   const files = [];
   const parts = [];
   let bytes = 0;
@@ -78,7 +92,7 @@ function write(root, { scripts, resolved }) {
     files.push([filename.slice(root.length), add(Buffer.from(source, encoding)), encoding, add(script.createCachedData()), required]);
     if (bytes > TOTAL_MAX) return;
   }
-  const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes, files }), 'utf8');
+  const index = Buffer.from(JSON.stringify({ magic: MAGIC, bytes, files, handOns }), 'utf8');
   const head = Buffer.alloc(4);
   head.writeUInt32LE(index.length);
   const padding = Buffer.alloc(aligned(4 + index.length) - 4 - index.length);

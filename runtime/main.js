@@ -12,6 +12,7 @@ const { createServer } = require('./server');
 const { installCacheLoader } = require('./cache-loader');
 const { warmUp } = require('./warm');
 const fs = require('node:fs');
+const os = require('node:os');
 const path = require('node:path');
 
 function listen(server, socket) {
@@ -29,7 +30,20 @@ function restarter() {
   return () => process.execve(file, args, env);
 }
 
+// V8's helper threads compile beside the main thread. Where the kernel wakes them on its processor they take that away from whoever waits
+// for an answer or for a function to load, a tenth of the time: they go behind it. Linux has a priority for each thread; those that
+// libuv makes later keep theirs.
+const HELPER_NICE = 10;
+function lowerHelpers() {
+  try {
+    for (const thread of fs.readdirSync('/proc/self/task').map(Number)) if (thread !== process.pid) os.setPriority(thread, HELPER_NICE);
+  } catch {
+    // A kernel that knows no such thing, or a thread that has just ended: they stay as they are.
+  }
+}
+
 async function main() {
+  lowerHelpers();
   const runDir = process.env.HEARTH_RUN_DIR || '/run/hearth';
   const restart = restarter();
   installContext();

@@ -200,7 +200,7 @@ impl BuildInputs<'_> {
     pub fn key(&self) -> BuildKey {
         let mut hash = Sha256::new();
         let fields = [
-            "hearth-build-2",
+            "hearth-build-3",
             self.spec.name.as_str(),
             &self.spec.version,
             self.node.abi(),

@@ -16,7 +16,7 @@
 //!
 //! The node treats everything that comes from a runtime as hostile.
 
-use crate::{FunctionName, Model, VersionNumber};
+use crate::{FunctionName, Model, VersionNumber, function::NodeVersion};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -39,9 +39,20 @@ pub mod paths {
 /// The runtime's program, below its directory.
 pub const RUNTIME_MAIN: &str = "main.js";
 /// What Node.js gets before the program. With the first the runtime can leave the code behind `fetch` and `Request` unloaded until a
-/// function needs it, which is a third of an idle container's memory. The second is how many threads help V8 to collect garbage and to
-/// compile: more than a container has CPUs only cost memory.
-pub const RUNTIME_NODE_OPTIONS: [&str; 2] = ["--expose-internals", "--v8-pool-size=1"];
+/// function needs it, which is a third of an idle container's memory. The second is how many threads help V8: more than a container has
+/// CPUs only cost memory. With the third the helper compiles and does not collect garbage, for which it would have to share the
+/// container's one CPU with the main thread; a container that has become idle gives back half a megabyte more. The last is how far, in
+/// megabytes, the space for young objects may grow: where memory is short V8 would leave it at one, which loading modules fills nine times.
+///
+/// V8 takes these for no reason to reject compiled code. Others it does, Node.js's own code included, which then needs a third longer to
+/// start: `--semi-space-growth-factor` for one, and in Node.js 22 the last of these.
+#[must_use]
+pub const fn runtime_node_options(node: NodeVersion) -> &'static [&'static str] {
+    match node {
+        NodeVersion::V22 => &["--expose-internals", "--v8-pool-size=1", "--single-threaded-gc"],
+        NodeVersion::V24 => &["--expose-internals", "--v8-pool-size=1", "--single-threaded-gc", "--max-semi-space-size=8"],
+    }
+}
 
 /// The value of `hearth-call`: `{function}@{version} {request_id} {timeout_ms} {prefix_bytes} {client_ip}`, five fields with one
 /// space between them. `prefix_bytes` is the length of the part of the target that names the function

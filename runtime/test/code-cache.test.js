@@ -8,7 +8,8 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 
-const { aligned } = require('../cache-loader');
+const { aligned, MAGIC } = require('../cache-loader');
+const { NODE_OPTIONS } = require('./harness');
 
 const RUNTIME = path.join(__dirname, '..');
 
@@ -72,7 +73,7 @@ test('a cache that does not fit is left alone', (t) => {
     'cut in the index': good.subarray(0, 40),
     'cut in the sources': good.subarray(0, good.length - 10),
     'no index': Buffer.concat([Buffer.from([255, 255, 255, 127]), good.subarray(4)]),
-    'another format': Buffer.from(good.toString('latin1').replace('hearth-code-cache-2', 'hearth-code-cache-9'), 'latin1'),
+    'another format': Buffer.from(good.toString('latin1').replace(MAGIC, MAGIC.replace(/\d+$/, '9')), 'latin1'),
     'another version of V8': otherVersion,
   };
   for (const [what, bytes] of Object.entries(bad)) {
@@ -83,6 +84,14 @@ test('a cache that does not fit is left alone', (t) => {
   fs.writeFileSync(made.cache, good);
   fs.renameSync(made.cache, path.join(path.dirname(made.cache), 'v0.0.0-x64.bin'));
   assert.deepStrictEqual(load(made), EXPECTED);
+});
+
+// Builds run without the runtime's options.
+test('a container takes code that a build has compiled', () => {
+  const tag = (options, before) => execFileSync(process.execPath, [...options, '-p', `${before}; require('v8').cachedDataVersionTag()`], { encoding: 'utf8' });
+  const grow = `require(${JSON.stringify(path.join(RUNTIME, 'warm.js'))}).growYoung()`;
+  assert.strictEqual(tag(NODE_OPTIONS, grow), tag([], ''));
+  assert.notStrictEqual(tag(['--semi-space-growth-factor=8'], ''), tag([], ''));
 });
 
 test('a closure behaves as Node would have it', (t) => {
@@ -114,12 +123,41 @@ test('a closure behaves as Node would have it', (t) => {
   assert.strictEqual(cached.failed, 2);
 });
 
-test('what V8 has let go of is read again', (t) => {
-  const source = "if (!globalThis.gc) require('./late'); exports.toJSON = () => { gc(); return require('./late'); };";
+test('files that are wanted late are read again', (t) => {
+  const source = "if (globalThis.late !== true) require('./late'); exports.toJSON = () => require('./late');";
   const made = artifact(t, source, { 'late.js': "module.exports = 'late';" });
   fs.writeFileSync(path.join(made.a, 'node_modules/x/late.js'), "module.exports = 'from the disk';");
-  const gc = "require('v8').setFlagsFromString('--expose-gc'); globalThis.gc = require('vm').runInNewContext('gc'); require('v8').setFlagsFromString('--no-expose-gc')";
-  assert.strictEqual(load(made, gc), 'late');
+  assert.strictEqual(load(made, 'globalThis.late = true'), 'late');
+  // A file that has changed since is not believed.
+  const changed = "globalThis.late = true; setImmediate(() => require('fs').appendFileSync(" + JSON.stringify(made.cache) + ", 'x'))";
+  assert.strictEqual(load(made, changed), 'from the disk');
+});
+
+test('a cache larger than what is read at once', (t) => {
+  const long = (name, kilobytes) => `/*${name[0].repeat(kilobytes * 1024)}*/ module.exports = '${name}';`;
+  const sizes = { a: 200, b: 200, c: 900, d: 1, e: 300, f: 1 };
+  const names = Object.keys(sizes);
+  const more = Object.fromEntries(names.map((name) => [`${name}.js`, long(name, sizes[name])]));
+  const made = artifact(t, `exports.all = ${JSON.stringify(names)}.map((name) => require('./' + name));`, more);
+  for (const name of names) fs.writeFileSync(path.join(made.a, `node_modules/x/${name}.js`), "module.exports = 'from the disk';");
+  assert.deepStrictEqual(load(made), { all: names });
+  // In another order than they lie in.
+  assert.deepStrictEqual(load(made, 'Array.prototype.map = ((map) => function (f) { return map.call(this.reverse(), f); })(Array.prototype.map)'), { all: names.toReversed() });
+});
+
+test('an ES module that only hands on a CommonJS file', (t) => {
+  const bridge = "import it from './it.js';\n\nexport default it;\n\nexport { it as 'module.exports' };\n";
+  const source = `
+    const cached = (name) => Object.keys(require.cache).some((file) => file.endsWith(name));
+    Object.assign(exports, { one: require('./one.mjs'), two: require('./two.mjs'), same: require('./one.mjs') === require('./it'), file: require('path').basename(require.resolve('./one.mjs')) });
+    exports.skipped = [!cached('one.mjs'), !cached('two.mjs')];
+    exports.toJSON = function () { return { ...this, ran: globalThis.ran }; };`;
+  const more = { 'it.js': "module.exports = 'it';", 'one.mjs': bridge, 'two.mjs': `${bridge}globalThis.ran = 'two';` };
+  const made = artifact(t, source, more);
+  const cached = load(made);
+  assert.deepStrictEqual(cached, { one: 'it', two: 'it', same: true, file: 'one.mjs', skipped: [true, false], ran: 'two' });
+  fs.rmSync(made.cache);
+  assert.deepStrictEqual({ ...load(made), skipped: null }, { ...cached, skipped: null });
 });
 
 test('an import finds what Node finds', (t) => {

@@ -8,6 +8,10 @@ const net = require('node:net');
 const os = require('node:os');
 const path = require('node:path');
 
+// As a container has them (`runtime_node_options` of model/src/protocol.rs).
+const NODE_OPTIONS = ['--expose-internals', '--v8-pool-size=1', '--single-threaded-gc'];
+if (!process.version.startsWith('v22.')) NODE_OPTIONS.push('--max-semi-space-size=8');
+
 function answered(status, rawHeaders, body) {
   const text = body.toString('utf8');
   const headers = {};
@@ -112,7 +116,7 @@ class Runtime {
     runtime.waiting = new Map();
     runtime.documents = new Map();
     const env = { HEARTH_RUN_DIR: runtime.dir, HEARTH_MODULES_DIR: path.join(runtime.dir, 'm') + '/' };
-    runtime.child = spawn(process.execPath, ['--expose-internals', '--v8-pool-size=1', path.join(__dirname, '..', 'main.js')], { env, stdio: ['ignore', 'inherit', 'inherit'] });
+    runtime.child = spawn(process.execPath, [...NODE_OPTIONS, path.join(__dirname, '..', 'main.js')], { env, stdio: ['ignore', 'inherit', 'inherit'] });
     runtime.exited = new Promise((resolve) => runtime.child.on('exit', (code) => resolve(code)));
     while (!fs.existsSync(path.join(runtime.dir, 'control.sock'))) {
       if (runtime.child.exitCode !== null) throw new Error('the runtime did not start');
@@ -232,4 +236,4 @@ class Runtime {
   }
 }
 
-module.exports = { LinkClient, Runtime };
+module.exports = { NODE_OPTIONS, LinkClient, Runtime };

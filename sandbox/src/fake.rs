@@ -6,7 +6,7 @@ use crate::{
     Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, docker::OUTPUT_BYTES_MAX,
 };
 use async_trait::async_trait;
-use hearth_model::protocol::{RUNTIME_MAIN, RUNTIME_NODE_OPTIONS};
+use hearth_model::protocol::{RUNTIME_MAIN, runtime_node_options};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
@@ -269,7 +269,7 @@ impl FakeSandbox {
         let mut command = Command::new(node);
         match spec.purpose {
             Purpose::Runtime => {
-                command.args(RUNTIME_NODE_OPTIONS).arg(spec.runtime_dir.join(RUNTIME_MAIN)).current_dir(&spec.slot_dir)
+                command.args(runtime_node_options(spec.node)).arg(spec.runtime_dir.join(RUNTIME_MAIN)).current_dir(&spec.slot_dir)
             }
             Purpose::Build => command.args(&spec.args).current_dir(spec.slot_dir.join("out")),
         };

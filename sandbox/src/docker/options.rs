@@ -10,7 +10,7 @@ use bollard::models::{
 };
 use hearth_model::{
     function::NodeVersion,
-    protocol::{RUNTIME_MAIN, RUNTIME_NODE_OPTIONS, paths},
+    protocol::{RUNTIME_MAIN, paths, runtime_node_options},
 };
 use std::{collections::HashMap, path::Path};
 
@@ -95,7 +95,7 @@ fn command(spec: &SandboxSpec) -> Result<Vec<String>, SandboxError> {
     let node = format!("/opt/node{}/bin/node", spec.node.as_str());
     match spec.purpose {
         Purpose::Runtime if spec.args.is_empty() => {
-            let options = RUNTIME_NODE_OPTIONS.map(str::to_owned);
+            let options = runtime_node_options(spec.node).iter().map(|&option| option.to_owned());
             Ok([node].into_iter().chain(options).chain([format!("{}/{RUNTIME_MAIN}", paths::RUNTIME)]).collect())
         }
         Purpose::Runtime => Err(refuse("a runtime container takes no arguments".to_owned())),
@@ -296,7 +296,7 @@ mod tests {
                 "PATH=/opt/node24/bin:/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", "TZ=UTC", "HEARTH_RUN_DIR=/run/hearth",
                 "MALLOC_ARENA_MAX=1"
             ],
-            "Cmd": ["/opt/node24/bin/node", "--expose-internals", "--v8-pool-size=1", "/opt/hearth/main.js"],
+            "Cmd": ["/opt/node24/bin/node", "--expose-internals", "--v8-pool-size=1", "--single-threaded-gc", "--max-semi-space-size=8", "/opt/hearth/main.js"],
             "Labels": {"hearth.instance": "n1", "hearth.slot": "7", "hearth.purpose": "runtime", "hearth.node": "24"},
             "HostConfig": {
                 "CapDrop": ["ALL"],

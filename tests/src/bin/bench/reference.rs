@@ -2,7 +2,10 @@
 //! runtime outside any container.
 
 use anyhow::{Context, Result, bail};
-use hearth_model::protocol::{FromRuntime, RUNTIME_MAIN, RUNTIME_NODE_OPTIONS, ToRuntime, paths};
+use hearth_model::{
+    function::NodeVersion,
+    protocol::{FromRuntime, RUNTIME_MAIN, ToRuntime, paths, runtime_node_options},
+};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -175,7 +178,11 @@ pub async fn runtime(node: &Path, program: &Path, dir: &Path, file: &str, source
     let process = start(
         dir,
         "runtime",
-        Command::new(node).args(RUNTIME_NODE_OPTIONS).arg(program.join(RUNTIME_MAIN)).env_clear().env("HEARTH_RUN_DIR", &run),
+        Command::new(node)
+            .args(runtime_node_options(NodeVersion::default()))
+            .arg(program.join(RUNTIME_MAIN))
+            .env_clear()
+            .env("HEARTH_RUN_DIR", &run),
     )?;
     let [control, http, link] = [paths::CONTROL_SOCKET, paths::HTTP_SOCKET, paths::LINK_SOCKET].map(|name| run.join(name));
     for socket in [&control, &http, &link] {
