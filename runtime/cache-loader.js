@@ -1,11 +1,12 @@
 'use strict';
-// Loads CommonJS files of modules from the code cache that was made when they were built: one read gives sources, V8's compiled code and
+// Loads CommonJS files of modules from the code cache that was made when they were built: one file has sources, V8's compiled code and
 // resolutions for a whole closure. Whatever does not fit exactly, or is hooked by somebody, is left to Node.
 
 const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
+const { setImmediate } = require('node:timers');
 const { isProxy } = require('node:util').types;
 
 const MODULES = process.env.HEARTH_MODULES_DIR || '/hearth/m/';
@@ -52,6 +53,7 @@ class Artifact {
         return data;
       };
       const length = read(4, 0).readUInt32LE(0);
+      if (4 + length > this.#length) throw new Error('it is cut');
       const { magic, bytes, files, handOns } = JSON.parse(read(length, 4).toString('utf8'));
       let at = aligned(4 + length);
       // A file that was cut would give cut sources.
@@ -127,7 +129,7 @@ function installCacheLoader() {
 
   const { require: nodeRequire } = Module.prototype;
   const { _load: nodeLoad, _resolveFilename: nodeResolve } = Module;
-  const nodeJs = Module._extensions['.js'];
+  const { '.js': nodeJs, '.mjs': nodeMjs } = Module._extensions;
 
   // Who hooks one of these, or registers hooks, wants to see every module.
   let registered = false;
@@ -142,10 +144,15 @@ function installCacheLoader() {
     !registered &&
     Module.prototype.require === nodeRequire && Module._load === nodeLoad && Module._resolveFilename === resolveFilename && Module._extensions['.js'] === loadJs;
 
+  // What an ES module only hands on, unless somebody has put another thing in its place or wants to see such files. Node knows that
+  // module then; here its CommonJS file stands for it, whose parent is who asked.
+  const handedOn = (artifact, name) =>
+    Module._cache[name] === undefined && Module._extensions['.mjs'] === nodeMjs ? artifact.handOns.get(name) : undefined;
+
   function makeRequire(artifact, entry, module) {
     const require = (request) => {
       let found = unhooked() ? artifact.target(entry, request) : undefined;
-      if (typeof found === 'string') found = artifact.handOns.get(found);
+      if (typeof found === 'string') found = handedOn(artifact, found);
       if (typeof found !== 'object') return module.require(request);
       const cached = Module._cache[found.name];
       if (cached === undefined) return load(artifact, found, module);

@@ -13,6 +13,20 @@ const { cacheName, aligned, CACHE_DIR, MAGIC } = require('./cache-loader');
 
 const TOTAL_MAX = 64 * 1024 * 1024;
 
+// By its name and the nearest package.json, as Node decides for a file that could be read as either.
+function isEsModule(root, filename) {
+  if (filename.endsWith('.mjs')) return true;
+  if (filename.endsWith('.cjs')) return false;
+  for (let dir = path.dirname(filename); dir.startsWith(root); dir = path.dirname(dir)) {
+    try {
+      return JSON.parse(fs.readFileSync(path.join(dir, 'package.json'), 'utf8')).type === 'module';
+    } catch (error) {
+      if (error.code !== 'ENOENT') return false;
+    }
+  }
+  return false;
+}
+
 function record(root) {
   const scripts = new Map();
   // By directory, since Node asks once for all files of one.
@@ -27,7 +41,7 @@ function record(root) {
   };
   const loadJs = Module._extensions['.js'];
   Module._extensions['.js'] = function (module, filename) {
-    if (!filename.startsWith(root)) return loadJs.call(this, module, filename);
+    if (!filename.startsWith(root) || isEsModule(root, filename)) return loadJs.call(this, module, filename);
     let script;
     let source;
     try {
@@ -58,11 +72,16 @@ function record(root) {
 
 // An ES module that does nothing but hand on a CommonJS file, as many packages have for `require` (the condition `module-sync`): Node's
 // loader of ES modules takes as long for it as for several files.
-const HANDS_ON = /^\s*import (\w+) from '(\.[\w./-]+)';\s*export default \1;\s*export \{ \1 as 'module\.exports' \};\s*$/;
+const HANDS_ON = /^\s*import (\w+) from '(\.{1,2}\/[\w./-]+\.c?js)';\s*export default \1;\s*export \{ \1 as 'module\.exports' \};\s*$/;
 
 function handedOn(file) {
-  const match = file.endsWith('.mjs') && HANDS_ON.exec(fs.readFileSync(file, 'utf8'));
-  return match ? path.resolve(path.dirname(file), match[2]) : null;
+  try {
+    const match = file.endsWith('.mjs') && HANDS_ON.exec(fs.readFileSync(file, 'utf8'));
+    return match ? path.resolve(path.dirname(file), match[2]) : null;
+  } catch {
+    // The module has removed it since.
+    return null;
+  }
 }
 
 function write(root, { scripts, resolved }) {

@@ -16,7 +16,7 @@ const SOURCES = {
   lambda: ['index.js', 'exports.handler = async (event) => ({ statusCode: 200, body: event.rawPath });'],
   node: ['index.js', 'module.exports = (req, res) => { res.setHeader("x", "y"); res.end(req.url); };'],
 };
-// Without a body and with one; a third would make V8 double the space for young objects in every container that waits.
+// Without a body and with one.
 const ROUNDS = 2;
 
 const HEADERS = ['host', 'warm', 'content-type', 'application/json'];
@@ -52,7 +52,8 @@ function exchange(socket, message) {
 
 // Lets the space for young objects grow at once to what it may: V8 would double it from one megabyte while modules load, collecting
 // garbage each time, a tenth of the time that express takes. It grows when more than it holds has survived, by a factor that nothing may
-// differ in later: compiled code is rejected under another. What this costs goes back when the container is trimmed.
+// differ in later: compiled code is rejected under another. What this costs goes back when the container is trimmed, and the room with
+// it: what is loaded after that is loaded as V8 would have it.
 function growYoung() {
   v8.setFlagsFromString('--semi-space-growth-factor=8');
   const survivors = [];

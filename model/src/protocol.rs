@@ -44,8 +44,8 @@ pub const RUNTIME_MAIN: &str = "main.js";
 /// container's one CPU with the main thread; a container that has become idle gives back half a megabyte more. The last is how far, in
 /// megabytes, the space for young objects may grow: where memory is short V8 would leave it at one, which loading modules fills nine times.
 ///
-/// V8 takes these for no reason to reject compiled code. Others it does, Node.js's own code included, which then needs a third longer to
-/// start: `--semi-space-growth-factor` for one, and in Node.js 22 the last of these.
+/// None of these makes V8 reject compiled code. Other options do, and Node.js's own compiled code with it, so that it needs a third longer
+/// to start: `--semi-space-growth-factor` for one, and in Node.js 22 the last of these.
 #[must_use]
 pub const fn runtime_node_options(node: NodeVersion) -> &'static [&'static str] {
     match node {

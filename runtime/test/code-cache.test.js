@@ -92,6 +92,10 @@ test('a container takes code that a build has compiled', () => {
   const grow = `require(${JSON.stringify(path.join(RUNTIME, 'warm.js'))}).growYoung()`;
   assert.strictEqual(tag(NODE_OPTIONS, grow), tag([], ''));
   assert.notStrictEqual(tag(['--semi-space-growth-factor=8'], ''), tag([], ''));
+  const young = "require('v8').getHeapSpaceStatistics().find((space) => space.space_name === 'new_space').space_size";
+  const sizes = execFileSync(process.execPath, [...NODE_OPTIONS, '-p', `[${young}, ${grow}, ${young}]`], { encoding: 'utf8' });
+  const [before, , after] = eval(sizes);
+  if (NODE_OPTIONS.includes('--max-semi-space-size=8')) assert.ok(before < after && after === 16 * 1024 * 1024, sizes);
 });
 
 test('a closure behaves as Node would have it', (t) => {
@@ -143,6 +147,43 @@ test('a cache larger than what is read at once', (t) => {
   assert.deepStrictEqual(load(made), { all: names });
   // In another order than they lie in.
   assert.deepStrictEqual(load(made, 'Array.prototype.map = ((map) => function (f) { return map.call(this.reverse(), f); })(Array.prototype.map)'), { all: names.toReversed() });
+});
+
+test('two artifacts of one shape do not share what was read', (t) => {
+  const made = artifact(t, "exports.name = 'one'; exports.part = require('./lib/part').part;");
+  const other = path.join(made.root, 'm/other/a');
+  fs.cpSync(made.a, other, { recursive: true });
+  fs.rmSync(path.join(other, '.hearth-cache'), { recursive: true });
+  fs.writeFileSync(path.join(other, 'node_modules/x/index.js'), "exports.name = 'two'; exports.part = require('./lib/part').part;");
+  execFileSync(process.execPath, [path.join(RUNTIME, 'code-cache.js'), other, 'x']);
+  const before = `globalThis.two = () => require(${JSON.stringify(path.join(other, 'node_modules/x'))});`;
+  fs.writeFileSync(path.join(made.root, 'both.js'), `const one = require(${JSON.stringify(path.join(made.a, 'node_modules/x'))}); console.log(JSON.stringify([one.name, two().name]));`);
+  const program = `${before} require(${JSON.stringify(path.join(RUNTIME, 'cache-loader.js'))}).installCacheLoader(); require(${JSON.stringify(path.join(made.root, 'both.js'))});`;
+  const env = { ...process.env, HEARTH_MODULES_DIR: path.join(made.root, 'm') + path.sep };
+  assert.deepStrictEqual(JSON.parse(execFileSync(process.execPath, ['-e', program], { env, encoding: 'utf8' })), ['one', 'two']);
+});
+
+test('what a program puts in the place of an ES module is what it gets', (t) => {
+  const bridge = "import it from './it.js';\nexport default it;\nexport { it as 'module.exports' };\n";
+  const source = `
+    const id = require.resolve('./one.mjs');
+    if (globalThis.mock) require.cache[id] = Object.assign(new module.constructor(id), { loaded: true, exports: 'mock' });
+    if (globalThis.hook) require.extensions['.mjs'] = (module) => { module.exports = 'hook'; };
+    exports.one = require('./one.mjs');`;
+  const made = artifact(t, source, { 'it.js': "module.exports = 'it';", 'one.mjs': bridge });
+  assert.deepStrictEqual(load(made), { one: 'it' });
+  assert.deepStrictEqual(load(made, 'globalThis.mock = true'), { one: 'mock' });
+  assert.deepStrictEqual(load(made, 'globalThis.hook = true'), { one: 'hook' });
+});
+
+test('a module that removes its files, or is an ES module without saying so in its text, still builds', (t) => {
+  const bridge = "import it from './it.js';\nexport default it;\nexport { it as 'module.exports' };\n";
+  const removed = artifact(t, "exports.one = require('./one.mjs'); require('fs').rmSync(require.resolve('./one.mjs'));", { 'it.js': "module.exports = 'it';", 'one.mjs': bridge });
+  assert.match(removed.log, /code cache: 2 files/);
+  const more = { 'deep/package.json': '{"type": "module"}', 'deep/index.js': 'globalThis.strict = this === undefined;', 'side.mjs': 'globalThis.side = this === undefined;' };
+  const made = artifact(t, "require('./deep/index.js'); require('./side.mjs'); Object.assign(exports, { strict, side });", more);
+  assert.match(made.log, /code cache: 1 files/);
+  assert.deepStrictEqual(load(made), { strict: true, side: true });
 });
 
 test('an ES module that only hands on a CommonJS file', (t) => {

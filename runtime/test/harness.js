@@ -8,9 +8,9 @@ const net = require('node:net');
 const os = require('node:os');
 const path = require('node:path');
 
-// As a container has them (`runtime_node_options` of model/src/protocol.rs).
-const NODE_OPTIONS = ['--expose-internals', '--v8-pool-size=1', '--single-threaded-gc'];
-if (!process.version.startsWith('v22.')) NODE_OPTIONS.push('--max-semi-space-size=8');
+// As a container has them.
+const PROTOCOL = fs.readFileSync(path.join(__dirname, '../../model/src/protocol.rs'), 'utf8');
+const NODE_OPTIONS = JSON.parse(new RegExp(`NodeVersion::V${process.versions.node.split('.')[0]} => &(\\[.*\\])`).exec(PROTOCOL)[1]);
 
 function answered(status, rawHeaders, body) {
   const text = body.toString('utf8');

@@ -1,6 +1,7 @@
 'use strict';
 const { describe, test, before, after } = require('node:test');
 const assert = require('node:assert/strict');
+const fs = require('node:fs');
 const http = require('node:http');
 const path = require('node:path');
 const { Runtime } = require('./harness');
@@ -12,6 +13,16 @@ function suite(over) {
   let runtime;
   before(async () => (runtime = await Runtime.start(over)));
   after(() => runtime.stop());
+
+  test("V8's helpers go behind the main thread", () => {
+    const tasks = `/proc/${runtime.child.pid}/task`;
+    // The 19th field of `stat`, the 17th after the name.
+    const nice = (thread) => Number(fs.readFileSync(`${tasks}/${thread}/stat`, 'utf8').split(') ')[1].split(' ')[16]);
+    const main = String(runtime.child.pid);
+    const helpers = fs.readdirSync(tasks).filter((thread) => thread !== main).map(nice);
+    assert.equal(nice(main), 0);
+    assert.ok(helpers.includes(10), String(helpers));
+  });
 
   test('webtask: arities, falsy data, promise', async () => {
     await runtime.load('one', 'module.exports = cb => cb(null, {a: 1});');
