@@ -3,6 +3,7 @@
 #
 #   dockerd.sh          that
 #   dockerd.sh gvisor   and tells it about gVisor as the runtime `runsc`, if it does not know it yet
+#   dockerd.sh cpus 1   and keeps it and containerd to these CPUs (a list as 2-3,5) until it ends or is told `cpus all`; containers are not concerned
 set -euo pipefail
 
 SOCKET=${HEARTH_DOCKER__SOCKET:-/var/run/docker.sock}
@@ -56,12 +57,45 @@ gvisor() {
   fail 'the daemon does not know runsc after it was told'
 }
 
+# By a control group of their own: an affinity would be inherited by every container.
+cpus() {
+  local list=$1 root=/sys/fs/cgroup/cpuset engine group pid
+  [ "$(id -u)" = 0 ] || fail 'this needs root: control groups are written'
+  if [ "$list" = all ]; then list=$(cat /sys/devices/system/cpu/online); fi
+  if [ -d /run/systemd/system ] && systemctl is-active --quiet docker.service; then
+    systemctl set-property --runtime docker.service "AllowedCPUs=$list"
+    if systemctl is-active --quiet containerd.service; then systemctl set-property --runtime containerd.service "AllowedCPUs=$list"; fi
+    return
+  fi
+  if [ ! -d "$root" ]; then
+    root=/sys/fs/cgroup
+    echo +cpuset >"$root/cgroup.subtree_control" || fail 'the kernel has no cpuset controller'
+  fi
+  group=$root/hearth-engine
+  mkdir -p "$group"
+  if [ -e "$root/cpuset.mems" ]; then cat "$root/cpuset.mems" >"$group/cpuset.mems"; fi
+  echo "$list" >"$group/cpuset.cpus" || fail "these are not CPUs of this machine: $list"
+  engine=$(cat /var/run/docker.pid) || fail 'the daemon was not started here: its process is not known'
+  for pid in "$engine" $(pgrep -P "$engine" -x containerd); do
+    echo "$pid" >"$group/cgroup.procs"
+  done
+}
+
 finish() {
-  if [ "$wanted" = gvisor ]; then gvisor; fi
+  case $wanted in
+    gvisor) gvisor ;;
+    cpus) cpus "$list" ;;
+  esac
   exit 0
 }
 
 wanted=${1:-}
+list=${2:-}
+case $wanted in
+  '' | gvisor) ;;
+  cpus) [ -n "$list" ] || fail 'which CPUs? dockerd.sh cpus 2-3, or dockerd.sh cpus all' ;;
+  *) fail "unknown: $wanted; the head of this file lists what there is" ;;
+esac
 version=$(answers) && finish
 if [ "$(id -u)" != 0 ]; then
   fail "nothing answers on $SOCKET as $(id -un): start Docker (systemctl start docker), or have yourself added to the group docker"

@@ -234,6 +234,7 @@ impl Builder {
                 memory_mb: self.config.memory_mb,
                 cpu_millis: 2_000,
                 cpu_shares: 256,
+                background: self.deps.beside_requests,
                 pids: 512,
                 nofile: 4_096,
                 tmp_mb: 256,

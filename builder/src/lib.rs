@@ -81,6 +81,8 @@ pub struct Deps {
     pub data_dir: PathBuf,
     /// The runtime's program, whose `code-cache.js` makes V8 code caches.
     pub code_cache_dir: PathBuf,
+    /// Whether this machine serves requests, too, so that builds keep to the CPUs for background work.
+    pub beside_requests: bool,
     /// Told of functions whose version went live.
     pub on_settled: Arc<dyn Fn(&FunctionPath) + Send + Sync>,
 }

@@ -211,6 +211,7 @@ impl Bench {
             registry: Arc::new(Registry::new(registry).unwrap()),
             data_dir: self.dir.path().join(name),
             code_cache_dir,
+            beside_requests: false,
             on_settled: Arc::new(|_| {}),
         };
         let config = Config {

@@ -121,6 +121,7 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
                 registry,
                 data_dir: data_dir.clone(),
                 code_cache_dir: runtime_dir,
+                beside_requests: config.role == Role::Up,
                 on_settled: Arc::new(move |path| match &catalog {
                     Some(catalog) => catalog.invalidate(path),
                     None => tell(&notices, path),

@@ -37,7 +37,15 @@ fn spec(root: &Path, slot: u32) -> Result<SandboxSpec> {
         oci_runtime: None,
         slot_dir,
         runtime_dir: root.join("runtime"),
-        limits: Limits { memory_mb: 256, cpu_millis: 2_000, cpu_shares: 1_024, pids: 64, nofile: 1_024, tmp_mb: 32 },
+        limits: Limits {
+            memory_mb: 256,
+            cpu_millis: 2_000,
+            cpu_shares: 1_024,
+            background: false,
+            pids: 64,
+            nofile: 1_024,
+            tmp_mb: 32,
+        },
         args: Vec::new(),
     })
 }

@@ -1,7 +1,7 @@
 //! Control groups, read and written directly: a container is frozen in 0.3 ms this way where the engine takes 10. Knows versions 1
 //! and 2. Never touches a group that does not carry the container's own id in its path.
 
-use crate::{Limits, Usage};
+use crate::{Limits, Usage, cpus::CpuSet};
 use std::{
     collections::HashMap,
     fs,
@@ -51,6 +51,15 @@ impl Hierarchy {
             }
         }
         if v1.contains_key("memory") { Some(Self::V1(v1)) } else { v2.map(Self::V2) }
+    }
+
+    /// Whether groups can be kept to some CPUs.
+    pub(crate) fn has_cpusets(&self) -> bool {
+        match self {
+            Self::V1(mounts) => mounts.contains_key("cpuset"),
+            Self::V2(root) => fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "cpuset")),
+        }
     }
 
     /// `v1` or `v2`.
@@ -144,8 +153,8 @@ impl Group {
         }
     }
 
-    /// New limits of memory and CPU.
-    pub(crate) fn resize(&self, limits: &Limits) -> io::Result<()> {
+    /// New limits of memory and CPU, and where CPUs are set aside for background work, whether it is kept to them.
+    pub(crate) fn resize(&self, limits: &Limits, background_cpus: Option<&CpuSet>) -> io::Result<()> {
         let memory = limits.memory_mb.saturating_mul(MIB).to_string();
         let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
         match self {
@@ -163,12 +172,25 @@ impl Group {
                 write(&self.file("cpu", "cpu.cfs_period_us")?, &CPU_PERIOD_US.to_string())?;
                 write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
                 write(&self.file("cpu", "cpu.shares")?, &limits.cpu_shares.to_string())?;
+                if let Some(background) = background_cpus {
+                    let cpus = self.file("cpuset", "cpuset.cpus")?;
+                    // Never more than the group above has, and empty would be none at all.
+                    let all = || fs::read_to_string(cpus.parent().and_then(Path::parent).unwrap_or(&cpus).join("cpuset.cpus"));
+                    write(&cpus, if limits.background { background.to_string() } else { all()? }.trim())?;
+                }
             }
             Self::V2(path) => {
                 write(&path.join("memory.max"), &memory)?;
                 write_if_there(&path.join("memory.swap.max"), "0")?;
                 write(&path.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
                 write(&path.join("cpu.weight"), &weight(limits.cpu_shares).to_string())?;
+                if let Some(background) = background_cpus {
+                    // An empty line means what the group above has.
+                    write(
+                        &path.join("cpuset.cpus"),
+                        &format!("{}\n", if limits.background { background.to_string() } else { String::new() }),
+                    )?;
+                }
             }
         }
         Ok(())
@@ -302,6 +324,7 @@ mod tests {
             ("cpu.max", "max 100000\n"),
             ("cpu.weight", "100\n"),
             ("pids.max", "max\n"),
+            ("cpuset.cpus", "\n"),
             ("cgroup.freeze", "0\n"),
         ] {
             fs::write(dir.path().join(name), content).unwrap();
@@ -312,13 +335,16 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("cgroup.freeze")).unwrap(), "0");
         assert_eq!(group.usage().unwrap(), Usage { memory_bytes: 4096, cpu: Duration::from_micros(1500), pids: 3 });
         assert!(group.out_of_memory());
-        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, pids: 9, nofile: 1, tmp_mb: 1 };
-        group.resize(&limits).unwrap();
+        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, background: true, pids: 9, nofile: 1, tmp_mb: 1 };
+        group.resize(&limits, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
         let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(
             (read("memory.max"), read("memory.swap.max"), read("cpu.max"), read("cpu.weight"), read("pids.max")),
             ("134217728".into(), "0".into(), "50000 100000".into(), "39".into(), "max\n".into())
         );
+        assert_eq!(read("cpuset.cpus"), "2,3\n");
+        group.resize(&Limits { background: false, ..limits }, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
+        assert_eq!(read("cpuset.cpus"), "\n", "as many as the group above has");
     }
 
     #[test]

@@ -19,7 +19,9 @@ pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SL
 pub use slot_dir::{share_mounts, unmount_below};
 
 use crate::{
-    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup, image,
+    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup,
+    cpus::{self, CpuSet},
+    image,
     net::{self, Egress, NetError},
 };
 use async_trait::async_trait;
@@ -57,6 +59,8 @@ struct Inner {
     config: Config,
     engine: Engine,
     hierarchy: Option<cgroup::Hierarchy>,
+    /// CPUs for background work, where some are set aside.
+    background_cpus: Option<CpuSet>,
     egress: Option<Egress>,
     /// Weaknesses found while connecting.
     warnings: Vec<String>,
@@ -104,6 +108,7 @@ impl DockerSandbox {
                 warnings.push(format!("control groups are not readable ({e}): freezing goes through the engine and is slow"))
             })
             .ok();
+        let background_cpus = background_cpus(&config, hierarchy.as_ref(), &mut warnings)?;
         let egress = match config.egress.mode {
             _ if !with_egress => None,
             net::Mode::None => None,
@@ -119,7 +124,7 @@ impl DockerSandbox {
             },
         };
         let state = Mutex::new(State::default());
-        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, egress, warnings, state }) })
+        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, background_cpus, egress, warnings, state }) })
     }
 
     /// Makes sure that the engine has the image of `purpose`, building it where needed; `progress` gets lines for people. Images
@@ -151,6 +156,27 @@ impl DockerSandbox {
     }
 }
 
+/// The CPUs that are set aside. A machine that cannot keep containers to some CPUs does without, unless it was told which.
+fn background_cpus(
+    config: &Config,
+    hierarchy: Option<&cgroup::Hierarchy>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<CpuSet>, SandboxError> {
+    let wrong = |detail: String| SandboxError::Failed { call: "read configuration", detail: format!("background_cpus: {detail}") };
+    let online = CpuSet::online().map_err(|e| wrong(e.to_string()))?;
+    let wanted = cpus::background(&config.background_cpus, &online).map_err(wrong)?;
+    if wanted.is_none() || hierarchy.is_some_and(cgroup::Hierarchy::has_cpusets) {
+        return Ok(wanted);
+    }
+    if config.background_cpus == "auto" {
+        warnings.push(
+            "no CPUs are set aside for background work, since the kernel's cpuset controller is missing: a container that keeps the CPUs busy slows the others' requests".to_owned(),
+        );
+        return Ok(None);
+    }
+    Err(wrong("the kernel's cpuset controller is missing: enable it, or set background_cpus to \"none\"".to_owned()))
+}
+
 fn egress_failed(error: &NetError) -> SandboxError {
     SandboxError::Failed { call: "egress", detail: format!("{error}; to run without, set egress.mode = \"none\"") }
 }
@@ -169,7 +195,7 @@ async fn blocking<T: Send + 'static>(
 
 impl Inner {
     async fn create(&self, spec: &SandboxSpec) -> Result<Running, SandboxError> {
-        let body = options::container(&self.config, spec, slot_dir::is_root())?;
+        let body = options::container(&self.config, spec, slot_dir::is_root(), self.background_cpus.as_ref())?;
         self.prepare(spec).await?;
         let image = body.image.clone().unwrap_or_default();
         let name = options::name(&self.config, spec.slot);
@@ -428,6 +454,7 @@ impl Sandbox for DockerSandbox {
             &self.inner.engine,
             self.inner.hierarchy.as_ref(),
             self.inner.egress.is_some(),
+            self.inner.background_cpus.as_ref(),
             &self.inner.warnings,
         )
         .await

@@ -347,6 +347,7 @@ impl Sandbox for FakeSandbox {
         self.enter(Call::Describe).await?;
         Ok(Description {
             engine: "fake".to_owned(),
+            background_cpus: 0,
             mounts_propagate: false,
             warnings: vec!["nothing is isolated: this sandbox is for tests".to_owned()],
             findings: Vec::new(),

@@ -4,6 +4,7 @@
 
 mod cgroup;
 pub mod conformance;
+mod cpus;
 pub mod docker;
 pub mod fake;
 pub mod image;
@@ -35,6 +36,8 @@ pub struct Limits {
     pub cpu_millis: u32,
     /// Weight against other containers when the CPU is contended, 2 to 262144; 1024 is the usual.
     pub cpu_shares: u32,
+    /// Whether it is kept to the CPUs that this machine has set aside for background work, if it has.
+    pub background: bool,
     /// Processes and threads.
     pub pids: u32,
     /// Open files per process.
@@ -153,6 +156,8 @@ pub enum SandboxError {
 pub struct Description {
     /// As `docker 20.10.24, API 1.41, runc 1.1.5, cgroup v1`.
     pub engine: String,
+    /// How many CPUs are set aside for background work; 0 where all containers may use all.
+    pub background_cpus: usize,
     /// Whether mounts propagate into running containers (needs root); otherwise the module cache must be mounted whole.
     pub mounts_propagate: bool,
     /// Weaknesses that an operator should know, each with its remedy.

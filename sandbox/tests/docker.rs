@@ -146,9 +146,10 @@ async fn memory_is_bounded_and_its_end_is_told() {
     let slots = Slots::new();
     let made = sandbox.create(&slots.eval_spec(1)).await.unwrap();
     let dir = slots.dir(1);
-    let bomb = "const kept = []; for (;;) kept.push(Buffer.alloc(1 << 20, 1))";
-    let (exit, _) = tokio::join!(sandbox.wait(&made.id), eval(&dir, bomb));
-    assert_eq!(exit.unwrap(), Exit { code: Some(137), out_of_memory: true });
+    let bomb = "const kept = []; for (let mb = 0; mb < 512; mb++) kept.push(Buffer.alloc(1 << 20, 1)); return kept.length";
+    let outcome = eval(&dir, bomb).await;
+    assert!(outcome.is_err(), "{outcome:?} MB in a container of 128");
+    assert_eq!(sandbox.wait(&made.id).await.unwrap(), Exit { code: Some(137), out_of_memory: true });
     sandbox.destroy(&made.id).await.unwrap();
 }
 
@@ -184,6 +185,36 @@ async fn frozen_is_stopped() {
     sandbox.thaw(&made.id).await.unwrap();
     assert!(eval(&dir, "return n").await.unwrap().as_u64().unwrap() > 0);
     sandbox.destroy(&made.id).await.unwrap();
+}
+
+/// The CPUs that a process may use, as the kernel says.
+fn cpus_of(pid: u32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn background_containers_keep_to_their_cpus() {
+    let _cleanup = Cleanup::new("it-cpus");
+    let background_cpus = "0".to_owned();
+    let sandbox = DockerSandbox::connect(Config { background_cpus, ..config("cpus") }).await.unwrap();
+    assert!(sandbox.describe().await.unwrap().engine.ends_with(", background CPUs 0"));
+    let slots = Slots::new();
+    let plain = slots.eval_spec(1);
+    let mut spec = slots.eval_spec(2);
+    spec.limits.background = true;
+    let (anywhere, kept) = (sandbox.create(&plain).await.unwrap(), sandbox.create(&spec).await.unwrap());
+    let all = cpus_of(anywhere.pid);
+    assert_eq!(cpus_of(kept.pid), "0");
+    sandbox.resize(&kept.id, &plain.limits).await.unwrap();
+    assert_eq!(cpus_of(kept.pid), all);
+    sandbox.resize(&kept.id, &spec.limits).await.unwrap();
+    assert_eq!(cpus_of(kept.pid), "0");
+    for made in [anywhere, kept] {
+        sandbox.destroy(&made.id).await.unwrap();
+    }
+    let missing = DockerSandbox::connect(Config { background_cpus: "8191".to_owned(), ..config("cpus") }).await;
+    assert!(missing.err().unwrap().to_string().contains("background_cpus: this machine has the CPUs 0"));
 }
 
 #[tokio::test]

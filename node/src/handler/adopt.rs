@@ -99,7 +99,9 @@ impl Handler {
             }
             self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
             taken.push(slot.number);
-            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, self.now_ms());
+            // Where it may run is not known; if it may run anywhere, it is told so again when it has been calm for a while.
+            let (settings, background) = (persisted.settings, self.deps.background_cpus > 0);
+            let container = LiveContainer::new(persisted.path, running, slot, control, settings, background, self.now_ms());
             let alive: HashMap<_, _> = loaded.iter().filter_map(|(text, linked)| Some((parse_loaded(text)?, *linked))).collect();
             for (function, made) in &persisted.known {
                 container.expect(function, *made);

@@ -63,11 +63,13 @@ impl Handler {
                 self.counters.claims_created.fetch_add(1, Relaxed);
                 match oci_runtime.clone() {
                     None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
-                    other => pool::create(&self, servable.container.node, other, memory_mb).await?,
+                    other => pool::create(&self, servable.container.node, other, memory_mb, false).await?,
                 }
             }
         };
-        let waiting = pool::apply_limits(&self, waiting, memory_mb).await?;
+        // Who has just ended a container by its own fault is likely to keep a CPU busy until it ends the next.
+        let background = self.deps.background_cpus > 0 && self.restarts.owes(&path, Instant::now());
+        let waiting = pool::apply_limits(&self, waiting, memory_mb, background).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
         if egress != Egress::Public
@@ -78,7 +80,7 @@ impl Handler {
         }
         let Waiting { running, slot, control, .. } = waiting;
         let settings = Settings { memory_mb, egress, oci_runtime };
-        let container = LiveContainer::new(path, running, slot, control, settings, self.now_ms());
+        let container = LiveContainer::new(path, running, slot, control, settings, background, self.now_ms());
         self.take_over(&container);
         Ok(container)
     }

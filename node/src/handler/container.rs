@@ -150,6 +150,8 @@ pub struct LiveContainer {
     cold_cost_us: AtomicU64,
     /// Something was loaded since it last gave back memory.
     untrimmed: AtomicBool,
+    /// It is kept to the CPUs for background work.
+    background: AtomicBool,
 }
 
 impl fmt::Debug for LiveContainer {
@@ -167,6 +169,7 @@ impl LiveContainer {
         slot: Slot,
         control: Control,
         settings: Settings,
+        background: bool,
         now_ms: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -192,6 +195,7 @@ impl LiveContainer {
             gone: watch::Sender::new(false),
             cold_cost_us: AtomicU64::new(0),
             untrimmed: AtomicBool::new(true),
+            background: AtomicBool::new(background),
         })
     }
 
@@ -205,6 +209,15 @@ impl LiveContainer {
     #[must_use]
     pub fn path(&self) -> &ContainerPath {
         &self.path
+    }
+
+    /// Whether it is kept to the CPUs for background work.
+    pub(super) fn is_background(&self) -> bool {
+        self.background.load(Relaxed)
+    }
+
+    pub(super) fn set_background(&self, background: bool) {
+        self.background.store(background, Relaxed);
     }
 
     /// Whether it takes requests, or would after a thaw.

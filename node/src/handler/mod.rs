@@ -4,6 +4,7 @@
 //! The warm path ([`Handler::try_acquire`]) is a map look-up and three atomics. Everything else happens once for all who wait.
 
 mod adopt;
+mod busy;
 mod claim;
 mod container;
 mod control;
@@ -127,6 +128,8 @@ pub struct Deps {
     pub data_dir: PathBuf,
     /// The runtime's program.
     pub runtime_dir: PathBuf,
+    /// How many CPUs are set aside for background work.
+    pub background_cpus: usize,
 }
 
 /// Why the handler did not start.
@@ -289,6 +292,7 @@ impl Handler {
         handler.tasks.spawn(idle::watch(Arc::clone(&handler)));
         handler.tasks.spawn(idle::trim(Arc::clone(&handler)));
         handler.tasks.spawn(metering::watch(Arc::clone(&handler)));
+        handler.tasks.spawn(busy::watch(Arc::clone(&handler)));
         Ok(handler)
     }
 

@@ -39,7 +39,7 @@ const BUSY_FROM: u64 = 5;
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
 /// The same of one with a tenant.
-const CLAIMED_CPU_SHARES: u32 = 1_024;
+pub(super) const CLAIMED_CPU_SHARES: u32 = 1_024;
 /// How long Node.js may take to start again in place; normally it takes a tenth of a second.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// Node.js takes half of the memory that it finds when it starts for its heap, but not less than this.
@@ -211,7 +211,7 @@ pub(super) async fn take_when_ready(
 
 async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
     handler.pool.creating.fetch_add(1, Relaxed);
-    let made = create(&handler, node, None, MEMORY_MB_DEFAULT).await;
+    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, false).await;
     handler.pool.creating.fetch_sub(1, Relaxed);
     add(&handler, made?).await;
     Ok(())
@@ -226,12 +226,13 @@ async fn add(handler: &Arc<Handler>, waiting: Waiting) {
     handler.pool.arrived.notify_waiters();
 }
 
-/// Creates one container and waits until its runtime is ready.
+/// Creates one container and waits until its runtime is ready; `background` says that nobody waits for it.
 pub(super) async fn create(
     handler: &Arc<Handler>,
     node: NodeVersion,
     oci_runtime: Option<String>,
     memory_mb: u64,
+    background: bool,
 ) -> Result<Waiting, AcquireError> {
     let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
     let capacity = |detail: String| AcquireError::NoCapacity { detail };
@@ -247,7 +248,7 @@ pub(super) async fn create(
         oci_runtime,
         slot_dir: slot.dir.clone(),
         runtime_dir: handler.deps.runtime_dir.clone(),
-        limits: limits(&handler.config, memory_mb, WAITING_CPU_SHARES),
+        limits: limits(&handler.config, memory_mb, WAITING_CPU_SHARES, background),
         args: Vec::new(),
     };
     let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
@@ -269,8 +270,13 @@ pub(super) fn outgrows_pool(memory_mb: u64) -> bool {
 
 /// Gives a container its tenant's share of the machine, and Node.js in it a heap that fits its memory: by starting Node.js again in
 /// place, or where that fails, by another container.
-pub(super) async fn apply_limits(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
-    let waiting = resize(handler, waiting, memory_mb).await?;
+pub(super) async fn apply_limits(
+    handler: &Arc<Handler>,
+    waiting: Waiting,
+    memory_mb: u64,
+    background: bool,
+) -> Result<Waiting, AcquireError> {
+    let waiting = resize(handler, waiting, memory_mb, background).await?;
     if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
         return Ok(waiting);
     }
@@ -280,13 +286,13 @@ pub(super) async fn apply_limits(handler: &Arc<Handler>, waiting: Waiting, memor
         Err(error) => {
             tracing::warn!(slot = slot.number, error, "a container could not be given a larger heap; making another");
             discard(handler, running, slot).await;
-            resize(handler, create(handler, node, None, memory_mb).await?, memory_mb).await
+            resize(handler, create(handler, node, None, memory_mb, background).await?, memory_mb, background).await
         }
     }
 }
 
-async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Result<Waiting, AcquireError> {
-    let limits = limits(&handler.config, memory_mb, CLAIMED_CPU_SHARES);
+async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64, background: bool) -> Result<Waiting, AcquireError> {
+    let limits = limits(&handler.config, memory_mb, CLAIMED_CPU_SHARES, background);
     if let Err(error) = handler.deps.sandbox.resize(&waiting.running.id, &limits).await {
         discard(handler, waiting.running, waiting.slot).await;
         return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
@@ -294,11 +300,12 @@ async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64) -> Res
     Ok(waiting)
 }
 
-pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32) -> Limits {
+pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32, background: bool) -> Limits {
     Limits {
         memory_mb,
         cpu_millis: config.cpu_millis,
         cpu_shares,
+        background,
         pids: config.pids_max,
         nofile: 4_096,
         tmp_mb: config.tmp_size.as_u64() / (1024 * 1024),
@@ -323,10 +330,12 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
         if missing > 0 && making.len() < concurrency(&handler) && Instant::now() >= from {
             let handler = Arc::clone(&handler);
             let preload = wanted_preload(&handler);
+            // A start at full speed is for who waits, or where there is nobody to be slowed.
+            let background = busy(&handler) && pool.level() > 0;
             pool.creating.fetch_add(1, Relaxed);
             making.spawn(async move {
                 let began = Instant::now();
-                let made = add_one(&handler, preload).await;
+                let made = add_one(&handler, preload, background).await;
                 handler.pool.creating.fetch_sub(1, Relaxed);
                 (began.elapsed(), made)
             });
@@ -417,8 +426,8 @@ fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
     popular.into_iter().find(|set| !has(set))
 }
 
-async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>) -> bool {
-    let mut waiting = match create(handler, NodeVersion::default(), None, MEMORY_MB_DEFAULT).await {
+async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>, background: bool) -> bool {
+    let mut waiting = match create(handler, NodeVersion::default(), None, MEMORY_MB_DEFAULT, background).await {
         Ok(waiting) => waiting,
         Err(error) => {
             handler.counters.refill_failures.fetch_add(1, Relaxed);

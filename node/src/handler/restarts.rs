@@ -35,6 +35,11 @@ impl Restarts {
         *until = ((*until).max(now) + INTERVAL).min(latest);
     }
 
+    /// Whether one has ended lately by its own fault.
+    pub fn owes(&self, path: &ContainerPath, now: Instant) -> bool {
+        self.paid.lock().get(path).is_some_and(|until| *until > now)
+    }
+
     /// How long the next one has to wait.
     pub fn wait(&self, path: &ContainerPath, now: Instant) -> Option<Duration> {
         let until = *self.paid.lock().get(path)?;
@@ -65,6 +70,8 @@ mod tests {
         restarts.note(&bad, start + INTERVAL);
         assert_eq!(restarts.wait(&bad, start + INTERVAL), Some(INTERVAL));
         assert_eq!(restarts.wait(&bad, start + 2 * INTERVAL), None);
+        assert!(restarts.owes(&bad, start + 2 * INTERVAL) && !restarts.owes(&good, start));
+        assert!(!restarts.owes(&bad, start + INTERVAL * (BURST + 2)), "it has paid");
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct ContainerCounts {
     pub running: usize,
     /// Take requests after a thaw.
     pub frozen: usize,
+    /// Of the running, kept to the CPUs for background work: they keep one busy, or have just ended by their own fault.
+    pub background: usize,
 }
 
 /// Claims since the start.
@@ -129,7 +131,10 @@ impl Handler {
         let mut list = Vec::new();
         for container in &all {
             match container.state() {
-                State::Running => containers.running += 1,
+                State::Running => {
+                    containers.running += 1;
+                    containers.background += usize::from(container.is_background());
+                }
                 State::Frozen => containers.frozen += 1,
                 State::Leaving | State::Dead => continue,
             }

@@ -1,7 +1,7 @@
 //! What an operator may set about containers. Nothing here comes from a tenant.
 
 use crate::{Purpose, SandboxError, image, net};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{path::PathBuf, time::Duration};
 
 /// Settings of [`super::DockerSandbox`].
@@ -20,6 +20,11 @@ pub struct Config {
     /// Start although `hearth doctor` finds something unsafe: for development, or where the distribution has mended runc under an old
     /// number.
     pub accept_unsafe: bool,
+    /// CPUs for what no request waits for and for containers that keep a CPU busy, so that others' requests have the rest: a list as
+    /// `2-3,5`, `auto` for the half with the higher numbers, or `none` for letting every container use every CPU. The engine itself
+    /// belongs there, too (docs/operations/latency.md).
+    #[serde(deserialize_with = "list_of_cpus")]
+    pub background_cpus: String,
     /// User and group id of slot 0; slot N runs as `uid_base + N`. The image has names for 60000 to 64999.
     pub uid_base: u32,
     /// Image of tenants' containers; none for the one that this version builds.
@@ -36,6 +41,20 @@ pub struct Config {
     pub egress: net::Config,
 }
 
+/// A list of one CPU looks like a number where values have no quotes, as in environment variables.
+fn list_of_cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum List {
+        Number(u32),
+        Text(String),
+    }
+    Ok(match List::deserialize(deserializer)? {
+        List::Number(cpu) => cpu.to_string(),
+        List::Text(list) => list,
+    })
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -44,6 +63,7 @@ impl Default for Config {
             oci_runtime: None,
             oci_runtimes: Vec::new(),
             accept_unsafe: false,
+            background_cpus: "auto".to_owned(),
             uid_base: 60_000,
             runtime_image: None,
             build_image: None,
@@ -124,5 +144,8 @@ mod tests {
         let parsed: Config = serde_json::from_str(r#"{"call_timeout": "3s", "egress": {"mode": "none"}}"#).unwrap();
         assert_eq!(parsed.call_timeout, Duration::from_secs(3));
         assert_eq!(parsed.egress.mode, net::Mode::None);
+        for (text, list) in [("{}", "auto"), (r#"{"background_cpus": 1}"#, "1"), (r#"{"background_cpus": "2-3"}"#, "2-3")] {
+            assert_eq!(serde_json::from_str::<Config>(text).unwrap().background_cpus, list);
+        }
     }
 }

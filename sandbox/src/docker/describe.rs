@@ -1,7 +1,7 @@
 //! What is weak about this machine's containers, each with its remedy.
 
 use super::{config::Config, engine::Engine, slot_dir::is_root};
-use crate::{Description, Finding, Purpose, SandboxError, Severity, cgroup, net};
+use crate::{Description, Finding, Purpose, SandboxError, Severity, cgroup, cpus::CpuSet, net};
 use bollard::models::{SystemInfo, SystemVersion};
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,6 +10,7 @@ pub(super) async fn describe(
     engine: &Engine,
     hierarchy: Option<&cgroup::Hierarchy>,
     egress: bool,
+    background_cpus: Option<&CpuSet>,
     found: &[String],
 ) -> Result<Description, SandboxError> {
     let docker = engine.docker();
@@ -18,7 +19,7 @@ pub(super) async fn describe(
     let runc = component(&version, "runc");
     let cgroup = hierarchy.map_or("cgroup unknown".to_owned(), |h| format!("cgroup {}", h.version()));
     let text = format!(
-        "docker {}, API {}, {}, {cgroup}{}",
+        "docker {}, API {}, {}, {cgroup}{}{}",
         version.version.as_deref().unwrap_or("unknown"),
         docker.client_version(),
         runc.as_deref().map_or("runc unknown".to_owned(), |r| format!("runc {r}")),
@@ -26,14 +27,16 @@ pub(super) async fn describe(
             (net::Mode::Public, true) => ", egress public",
             _ => ", egress none",
         },
+        background_cpus.map(|cpus| format!(", background CPUs {cpus}")).unwrap_or_default(),
     );
     let (mounts_propagate, mount_warning) = propagation(&config.socket);
     let mut warnings = found.to_vec();
     warnings.extend(mount_warning);
-    let mut findings = of_engine(config, &info, runc.as_deref());
+    let background_cpus = background_cpus.map_or(0, CpuSet::len);
+    let mut findings = of_engine(config, &info, runc.as_deref(), background_cpus);
     findings.extend(of_machine(config, mounts_propagate));
     warnings.extend(findings.iter().filter(|f| !f.passed).map(|f| f.detail.clone()));
-    Ok(Description { engine: text, mounts_propagate, warnings, findings, images: images(config) })
+    Ok(Description { engine: text, background_cpus, mounts_propagate, warnings, findings, images: images(config) })
 }
 
 fn images(config: &Config) -> BTreeMap<String, String> {
@@ -51,7 +54,7 @@ fn finding(id: &'static str, severity: Severity, title: &'static str, passed: bo
     Finding { id, title, severity, passed, detail: if passed { String::new() } else { detail } }
 }
 
-fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Finding> {
+fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>, background_cpus: usize) -> Vec<Finding> {
     let default_runtime = config.oci_runtime.as_deref().or(info.default_runtime.as_deref()).unwrap_or("runc");
     let runtimes: Vec<&String> = config.oci_runtime.iter().chain(&config.oci_runtimes).collect();
     let unknown: Vec<&str> = runtimes
@@ -119,6 +122,13 @@ fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>) -> Vec<Find
             "containers outlive a restart of the engine",
             info.live_restore_enabled == Some(true),
             "a restart of the engine ends all containers: set \"live-restore\": true in its daemon.json".to_owned(),
+        ),
+        finding(
+            "engine.cpus",
+            Severity::Weak,
+            "the engine leaves CPUs to requests",
+            background_cpus == 0 || info.ncpu.is_some_and(|cpus| usize::try_from(cpus).is_ok_and(|cpus| cpus <= background_cpus)),
+            "the engine may use every CPU: making and removing containers slows requests; keep its services to docker.background_cpus (docs/operations/latency.md has the lines for systemd)".to_owned(),
         ),
     ]
 }
@@ -234,8 +244,8 @@ mod tests {
         let weak = SystemInfo { swap_limit: Some(false), ..SystemInfo::default() };
         let config = Config { oci_runtime: Some("runsc".to_owned()), ..Config::default() };
         let failed = |findings: Vec<Finding>| findings.into_iter().filter(|f| !f.passed).map(|f| f.detail).collect::<Vec<_>>();
-        let text = failed(of_engine(&config, &weak, None)).join("\n");
-        for word in ["\"runsc\"", "seccomp", "live-restore", "swap"] {
+        let text = failed(of_engine(&config, &weak, None, 2)).join("\n");
+        for word in ["\"runsc\"", "seccomp", "live-restore", "swap", "background_cpus"] {
             assert!(text.contains(word), "{word}: {text}");
         }
         let strong = SystemInfo {
@@ -245,8 +255,9 @@ mod tests {
                 "name=apparmor".to_owned(),
             ]),
             live_restore_enabled: Some(true),
+            ncpu: Some(2),
             ..SystemInfo::default()
         };
-        assert_eq!(failed(of_engine(&Config::default(), &strong, Some("1.3.3"))), Vec::<String>::new());
+        assert_eq!(failed(of_engine(&Config::default(), &strong, Some("1.3.3"), 2)), Vec::<String>::new());
     }
 }

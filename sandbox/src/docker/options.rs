@@ -3,7 +3,7 @@
 //! namespace and no host path but the slot's own directories and the runtime's program.
 
 use super::{config::Config, seccomp};
-use crate::{Purpose, SandboxError, SandboxSpec};
+use crate::{Purpose, SandboxError, SandboxSpec, cpus::CpuSet};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -72,8 +72,14 @@ pub(crate) fn uid(config: &Config, slot: u32) -> Result<u32, SandboxError> {
         .ok_or_else(|| refuse(format!("slot {slot} leaves no user id above uid_base {}", config.uid_base)))
 }
 
-/// All options of the container for `spec`. With `propagate` mounts below the slot's tree reach the running container.
-pub(crate) fn container(config: &Config, spec: &SandboxSpec, propagate: bool) -> Result<ContainerCreateBody, SandboxError> {
+/// All options of the container for `spec`. With `propagate` mounts below the slot's tree reach the running container; `background_cpus`
+/// are those that this machine has set aside.
+pub(crate) fn container(
+    config: &Config,
+    spec: &SandboxSpec,
+    propagate: bool,
+    background_cpus: Option<&CpuSet>,
+) -> Result<ContainerCreateBody, SandboxError> {
     let uid = uid(config, spec.slot)?;
     Ok(ContainerCreateBody {
         image: Some(config.image(spec.purpose)),
@@ -83,7 +89,7 @@ pub(crate) fn container(config: &Config, spec: &SandboxSpec, propagate: bool) ->
         env: Some(environment(spec.purpose, spec.node)),
         cmd: Some(command(spec)?),
         labels: Some(labels(config, spec)),
-        host_config: Some(host_config(config, spec, uid, propagate)?),
+        host_config: Some(host_config(config, spec, uid, propagate, background_cpus)?),
         // The container gets a network namespace with nothing in it. Saying so here, and not only by the mode `none`, spares the
         // engine a hook that starts it a second time: half of the time a start takes.
         network_disabled: Some(true),
@@ -131,7 +137,13 @@ fn labels(config: &Config, spec: &SandboxSpec) -> HashMap<String, String> {
     ])
 }
 
-fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -> Result<HostConfig, SandboxError> {
+fn host_config(
+    config: &Config,
+    spec: &SandboxSpec,
+    uid: u32,
+    propagate: bool,
+    background_cpus: Option<&CpuSet>,
+) -> Result<HostConfig, SandboxError> {
     let limits = &spec.limits;
     let memory = to_i64("memory_mb", limits.memory_mb.saturating_mul(MIB))?;
     let nofile = to_i64("nofile", limits.nofile)?;
@@ -161,6 +173,7 @@ fn host_config(config: &Config, spec: &SandboxSpec, uid: u32, propagate: bool) -
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
         cpu_shares: Some(i64::from(limits.cpu_shares)),
+        cpuset_cpus: background_cpus.filter(|_| limits.background).map(CpuSet::to_string),
         pids_limit: Some(i64::from(pids)),
         oom_score_adj: Some(OOM_SCORE_ADJ),
         // No limit of processes per user: it counts per user id over the whole machine, the container's own limit is enough.
@@ -263,7 +276,15 @@ mod tests {
             oci_runtime: None,
             slot_dir: PathBuf::from("/data/slots/7"),
             runtime_dir: PathBuf::from("/usr/lib/hearth/runtime"),
-            limits: Limits { memory_mb: 256, cpu_millis: 1500, cpu_shares: 1024, pids: 64, nofile: 4096, tmp_mb: 64 },
+            limits: Limits {
+                memory_mb: 256,
+                cpu_millis: 1500,
+                cpu_shares: 1024,
+                background: false,
+                pids: 64,
+                nofile: 4096,
+                tmp_mb: 64,
+            },
             args: match purpose {
                 Purpose::Runtime => Vec::new(),
                 Purpose::Build => vec!["/opt/hearth/build/main.js".to_owned(), "lodash@4.17.21".to_owned()],
@@ -281,7 +302,7 @@ mod tests {
     }
 
     fn json(spec: &SandboxSpec) -> serde_json::Value {
-        serde_json::to_value(container(&config(), spec, true).unwrap()).unwrap()
+        serde_json::to_value(container(&config(), spec, true, Some(&CpuSet::parse("2-3").unwrap())).unwrap()).unwrap()
     }
 
     /// Every option of a tenant's container, as the engine gets it. A change here is a change of the isolation: review it as one.
@@ -332,7 +353,7 @@ mod tests {
 
     #[test]
     fn without_root_only_the_propagation_differs() {
-        let private = serde_json::to_value(container(&config(), &spec(Purpose::Runtime), false).unwrap()).unwrap();
+        let private = serde_json::to_value(container(&config(), &spec(Purpose::Runtime), false, None).unwrap()).unwrap();
         let mut expected = json(&spec(Purpose::Runtime));
         expected["HostConfig"]["Mounts"][1]["BindOptions"]["Propagation"] = "rprivate".into();
         assert_eq!(private, expected);
@@ -369,7 +390,7 @@ mod tests {
         let mut no_uid = spec(Purpose::Runtime);
         no_uid.slot = u32::MAX - 60_000;
         for bad in [with_args, without_script, relative, unlimited, other_runtime, no_uid] {
-            assert!(matches!(container(&config(), &bad, true), Err(SandboxError::Failed { .. })), "{bad:?}");
+            assert!(matches!(container(&config(), &bad, true, None), Err(SandboxError::Failed { .. })), "{bad:?}");
         }
     }
 
@@ -378,7 +399,7 @@ mod tests {
         let config = Config { oci_runtimes: vec!["runsc".to_owned(), "crun".to_owned()], ..config() };
         let pids = |runtime: Option<&str>| {
             let spec = SandboxSpec { oci_runtime: runtime.map(str::to_owned), ..spec(Purpose::Runtime) };
-            container(&config, &spec, true).unwrap().host_config.unwrap().pids_limit
+            container(&config, &spec, true, None).unwrap().host_config.unwrap().pids_limit
         };
         assert_eq!((pids(None), pids(Some("crun")), pids(Some("runsc"))), (Some(64), Some(64), Some(64 + 128)));
     }

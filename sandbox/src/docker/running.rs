@@ -2,7 +2,7 @@
 //! slow through the engine, otherwise through the engine.
 
 use super::{Inner, OUTPUT_BYTES_MAX, blocking, host_failed};
-use crate::{Exit, Limits, SandboxError, SandboxId, Usage, cgroup};
+use crate::{Exit, Limits, SandboxError, SandboxId, Usage, cgroup, cpus::CpuSet};
 use bollard::{
     errors::Error as EngineError,
     models::ContainerUpdateBody,
@@ -57,9 +57,9 @@ impl Inner {
         }
         let known = self.find(id).await?;
         if let Some(group) = known.group {
-            let wanted = *limits;
+            let (wanted, background_cpus) = (*limits, self.background_cpus.clone());
             // Lowering the memory limit may make the kernel write pages back first.
-            match blocking(call, move || Ok(group.resize(&wanted))).await? {
+            match blocking(call, move || Ok(group.resize(&wanted, background_cpus.as_ref()))).await? {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -68,12 +68,18 @@ impl Inner {
                 Err(error) => return Err(host_failed(call)(error)),
             }
         }
+        let cpus = match &self.background_cpus {
+            Some(background) if limits.background => Some(background.to_string()),
+            Some(_) => Some(CpuSet::online().map_err(host_failed(call))?.to_string()),
+            None => None,
+        };
         let memory = i64::try_from(limits.memory_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
         let body = ContainerUpdateBody {
             memory: Some(memory),
             memory_swap: Some(memory),
             nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
             cpu_shares: Some(i64::from(limits.cpu_shares)),
+            cpuset_cpus: cpus,
             ..ContainerUpdateBody::default()
         };
         self.engine.quick(call, self.engine.docker().update_container(&id.0, body)).await

@@ -87,7 +87,15 @@ impl Slots {
             oci_runtime: None,
             slot_dir,
             runtime_dir,
-            limits: Limits { memory_mb: 128, cpu_millis: 1_000, cpu_shares: 1_024, pids: 32, nofile: 256, tmp_mb: 8 },
+            limits: Limits {
+                memory_mb: 128,
+                cpu_millis: 1_000,
+                cpu_shares: 1_024,
+                background: false,
+                pids: 32,
+                nofile: 256,
+                tmp_mb: 8,
+            },
             args: Vec::new(),
         }
     }

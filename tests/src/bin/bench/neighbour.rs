@@ -14,6 +14,7 @@ use hearth_loadtest::bench as load;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
+    process::Command,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -37,8 +38,37 @@ struct Seen {
     answers: Answers,
 }
 
+/// While it lives, the container engine has the CPUs for background work only, as an operator is told to set it; then all again.
+struct EngineCpus;
+
+impl EngineCpus {
+    fn keep() -> Result<Option<Self>> {
+        let cpus = std::thread::available_parallelism()?.get();
+        if cpus < 2 {
+            return Ok(None);
+        }
+        Self::set(&format!("{}-{}", cpus.div_ceil(2), cpus - 1))?;
+        Ok(Some(Self))
+    }
+
+    fn set(list: &str) -> Result<()> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/dockerd.sh");
+        ensure!(Command::new(script).args(["cpus", list]).status()?.success(), "the engine could not be kept to the CPUs {list}");
+        Ok(())
+    }
+}
+
+impl Drop for EngineCpus {
+    fn drop(&mut self) {
+        if let Err(error) = Self::set("all") {
+            eprintln!("bench: {error}");
+        }
+    }
+}
+
 /// Measures it.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
+    let _engine = EngineCpus::keep()?;
     let platform = bench.platform("neighbour", POOL).await?;
     let result = against(bench, report, &platform).await;
     platform.stop();

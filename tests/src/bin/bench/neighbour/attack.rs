@@ -2,7 +2,7 @@
 
 use super::{RATE, is_named};
 use crate::platform::Platform;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -32,6 +32,8 @@ const STORM: [(&str, &[&str]); 4] = [
 enum How {
     /// Its function is called, again and again; this is its code.
     Function(&'static str),
+    /// The same, where what is answered costs the caller more than the platform.
+    Answers(&'static str),
     /// More requests than its tenant may make.
     Flood,
     /// Requests whose heads never end.
@@ -85,11 +87,13 @@ pub const ATTACKS: [Attack; 13] = [
         "1 GB of output",
         "const line = 'x'.repeat(1e6); for (let i = 0; i < 1000; i++) console.log(line); cb(null, 'printed');",
     ),
-    function(
-        "answer",
-        "an answer of 1 GB",
-        "let n = 0; const mb = Buffer.alloc(1e6, 1); const more = () => { while (n++ < 1000) if (!res.write(mb)) return res.once('drain', more); res.end(); }; more();",
-    ),
+    Attack {
+        name: "answer",
+        about: "answers of 1 GB",
+        how: How::Answers(
+            "let n = 0; const mb = Buffer.alloc(1e6, 1); const more = () => { while (n++ < 1000) if (!res.write(mb)) return res.once('drain', more); res.end(); }; more();",
+        ),
+    },
     Attack { name: "flood", about: "100 times its requests", how: How::Flood },
     Attack { name: "slow", about: "1,000 heads that never end", how: How::Slow },
     Attack { name: "hoard", about: "1,000 silent connections", how: How::Hoard },
@@ -112,6 +116,10 @@ impl Answers {
         // A function that catches what its container refuses it (no space, no descriptors) answers for itself, as a webtask does with 500.
         let own = status == 500 && body["fault"].is_null();
         self.nameless += u64::from(status >= 400 && !documented && !own);
+    }
+
+    fn add_many(&mut self, status: &str, count: u64) {
+        *self.statuses.entry(status.to_owned()).or_default() += count;
     }
 
     /// Adds another's.
@@ -143,7 +151,7 @@ impl Attack {
             _ => json!({}),
         };
         platform.put(&format!("/tenants/{}", self.name), &json!({ "limits": limits })).await?;
-        let attack = if let How::Function(code) = self.how { code } else { "cb(null, 'ok');" };
+        let attack = if let How::Function(code) | How::Answers(code) = self.how { code } else { "cb(null, 'ok');" };
         let code = format!(
             "module.exports = (context, req, res) => {{ const cb = (e, v) => res.end(String(v)); if (context.query.ok) return cb(null, 'ok'); {attack} }};"
         );
@@ -163,6 +171,7 @@ impl Attack {
     pub async fn run(&self, platform: &Platform, turn: usize, stop: &CancellationToken) -> Result<Answers> {
         match self.how {
             How::Function(_) => self.call(platform, stop).await,
+            How::Answers(_) => self.download(platform, stop).await,
             How::Flood => self.flood(platform, stop).await,
             How::Slow => connections(platform, stop, true).await,
             How::Hoard => connections(platform, stop, false).await,
@@ -188,16 +197,35 @@ impl Attack {
         Ok(all)
     }
 
-    /// By a program of its own at the lowest priority, since what sending costs this machine is not what is measured.
+    /// A program of its own at the lowest priority, since what calling costs this machine is not what is measured.
+    fn caller(&self, platform: &Platform, options: &[&str]) -> Command {
+        let mut command = Command::new("nice");
+        command.args(["-n", "19", "h2load", "--h1", "-t1"]).args(options).arg(format!("{}{}", platform.url, self.path()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    async fn download(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
+        let callers = CALLERS.to_string();
+        let mut answers = Answers::default();
+        while !stop.is_cancelled() {
+            let mut command = tokio::process::Command::from(self.caller(platform, &["-c", &callers, "-n", &callers]));
+            let done = command.stdout(Stdio::piped()).kill_on_drop(true).output();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                done = done => {
+                    let text = String::from_utf8_lossy(&done?.stdout).into_owned();
+                    let whole = text.split("status codes: ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+                    answers.add_many("200", whole.with_context(|| format!("h2load says nothing of answers: {text}"))?);
+                }
+            }
+        }
+        Ok(answers)
+    }
+
     async fn flood(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
         let each = (RATE * FLOOD_TIMES / 20.0).to_string();
-        let url = format!("{}{}", platform.url, self.path());
-        let mut child = Command::new("nice")
-            .args(["-n", "19", "h2load", "--h1", "-t1", "-c20", "-D", "3600", "--rps", &each, &url])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut child = self.caller(platform, &["-c20", "-D", "3600", "--rps", &each]).spawn()?;
         let mut answers = Answers::default();
         while !stop.is_cancelled() {
             let (status, body) = platform.get(&self.path()).await?;
