@@ -181,7 +181,8 @@ def run_cargo(target, tests, tree=COPY):
 
 
 def run_node(tests, tree=COPY):
-    command = ["node", "--test", "--test-reporter=tap", "test/runtime.test.js"]
+    node = subprocess.run([ROOT / "scripts/node.sh", "24"], check=True, capture_output=True, text=True, timeout=DEADLINE_S).stdout.strip()
+    command = [node, "--test", "--test-reporter=tap", "test/runtime.test.js"]
     print("controls:", " ".join(command), file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=tree / "runtime", capture_output=True, text=True, timeout=DEADLINE_S)
     lines = re.findall(r"^\s*(not ok|ok) \d+ - (.*)$", done.stdout, re.MULTILINE)

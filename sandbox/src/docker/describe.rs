@@ -23,11 +23,11 @@ pub(super) async fn describe(
         version.version.as_deref().unwrap_or("unknown"),
         docker.client_version(),
         runc.as_deref().map_or("runc unknown".to_owned(), |r| format!("runc {r}")),
+        background_cpus.map(|cpus| format!(", background CPUs {cpus}")).unwrap_or_default(),
         match (config.egress.mode, egress) {
             (net::Mode::Public, true) => ", egress public",
             _ => ", egress none",
         },
-        background_cpus.map(|cpus| format!(", background CPUs {cpus}")).unwrap_or_default(),
     );
     let (mounts_propagate, mount_warning) = propagation(&config.socket);
     let mut warnings = found.to_vec();
