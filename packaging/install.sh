@@ -115,19 +115,8 @@ certificates() {
   fi
 }
 
-# Making and removing containers leaves half of the CPUs to requests, as docker.background_cpus has busy containers do.
-engine_cpus() {
-  local cpus unit
-  cpus=$(nproc --all)
-  if [ "$role" != node ] || [ "$cpus" -lt 2 ]; then return; fi
-  for unit in docker.service containerd.service; do
-    if systemctl cat "$unit" >/dev/null 2>&1; then systemctl set-property "$unit" "AllowedCPUs=$(((cpus + 1) / 2))-$((cpus - 1))"; fi
-  done
-}
-
 start_units() {
   systemctl daemon-reload
-  engine_cpus
   systemctl enable --quiet "hearth-$role.service"
   systemctl restart "hearth-$role.service"
   if [ -n "$(value GROUP)" ]; then

@@ -63,6 +63,7 @@ cpus() {
   [ "$(id -u)" = 0 ] || fail 'this needs root: control groups are written'
   if [ "$list" = all ]; then list=$(cat /sys/devices/system/cpu/online); fi
   if [ -d /run/systemd/system ] && systemctl is-active --quiet docker.service; then
+    [ ! -d "$root" ] || fail 'systemd keeps services to CPUs by version 2 of control groups only'
     systemctl set-property --runtime docker.service "AllowedCPUs=$list"
     if systemctl is-active --quiet containerd.service; then systemctl set-property --runtime containerd.service "AllowedCPUs=$list"; fi
     return

@@ -12,7 +12,8 @@ use std::{
 
 /// How long the kernel may take to stop every process of a group; normally it takes microseconds.
 const FREEZE_WAIT_MAX: Duration = Duration::from_secs(2);
-const CPU_PERIOD_US: u64 = 100_000;
+/// Over which CPU time is limited.
+pub(crate) const CPU_PERIOD_US: i64 = 100_000;
 const MIB: u64 = 1024 * 1024;
 
 /// Where this machine's control groups are mounted.
@@ -53,13 +54,15 @@ impl Hierarchy {
         if v1.contains_key("memory") { Some(Self::V1(v1)) } else { v2.map(Self::V2) }
     }
 
-    /// Whether groups can be kept to some CPUs.
-    pub(crate) fn has_cpusets(&self) -> bool {
-        match self {
-            Self::V1(mounts) => mounts.contains_key("cpuset"),
-            Self::V2(root) => fs::read_to_string(root.join("cgroup.controllers"))
-                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "cpuset")),
-        }
+    /// The CPUs that containers may have.
+    pub(crate) fn usable_cpus(&self) -> io::Result<CpuSet> {
+        let file = match self {
+            Self::V1(mounts) => mounts.get("cpuset").map(|mount| mount.join("cpuset.cpus")),
+            Self::V2(root) => Some(root.join("cpuset.cpus.effective")),
+        };
+        let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the kernel's cpuset controller is missing"))?;
+        let list = fs::read_to_string(&file)?;
+        CpuSet::parse(&list).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", file.display())))
     }
 
     /// `v1` or `v2`.
@@ -108,6 +111,11 @@ impl Hierarchy {
     }
 }
 
+/// CPU time in each period.
+pub(crate) fn cpu_quota_us(cpu_millis: u32) -> i64 {
+    i64::from(cpu_millis) * CPU_PERIOD_US / 1000
+}
+
 /// One container's control group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Group {
@@ -153,10 +161,11 @@ impl Group {
         }
     }
 
-    /// New limits of memory and CPU, and where CPUs are set aside for background work, whether it is kept to them.
+    /// New limits of memory and CPU, and whether it is kept to the CPUs that are set aside for background work.
     pub(crate) fn resize(&self, limits: &Limits, background_cpus: Option<&CpuSet>) -> io::Result<()> {
         let memory = limits.memory_mb.saturating_mul(MIB).to_string();
-        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
+        let quota = cpu_quota_us(limits.cpu_millis);
+        let kept = background_cpus.filter(|_| limits.background).map(CpuSet::to_string);
         match self {
             Self::V1(_) => {
                 let limit = self.file("memory", "memory.limit_in_bytes")?;
@@ -172,11 +181,10 @@ impl Group {
                 write(&self.file("cpu", "cpu.cfs_period_us")?, &CPU_PERIOD_US.to_string())?;
                 write(&self.file("cpu", "cpu.cfs_quota_us")?, &quota.to_string())?;
                 write(&self.file("cpu", "cpu.shares")?, &limits.cpu_shares.to_string())?;
-                if let Some(background) = background_cpus {
-                    let cpus = self.file("cpuset", "cpuset.cpus")?;
+                if let Ok(cpus) = self.file("cpuset", "cpuset.cpus") {
                     // Never more than the group above has, and empty would be none at all.
-                    let all = || fs::read_to_string(cpus.parent().and_then(Path::parent).unwrap_or(&cpus).join("cpuset.cpus"));
-                    write(&cpus, if limits.background { background.to_string() } else { all()? }.trim())?;
+                    let above = || fs::read_to_string(cpus.parent().and_then(Path::parent).unwrap_or(&cpus).join("cpuset.cpus"));
+                    write(&cpus, kept.map_or_else(above, Ok)?.trim())?;
                 }
             }
             Self::V2(path) => {
@@ -184,13 +192,8 @@ impl Group {
                 write_if_there(&path.join("memory.swap.max"), "0")?;
                 write(&path.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
                 write(&path.join("cpu.weight"), &weight(limits.cpu_shares).to_string())?;
-                if let Some(background) = background_cpus {
-                    // An empty line means what the group above has.
-                    write(
-                        &path.join("cpuset.cpus"),
-                        &format!("{}\n", if limits.background { background.to_string() } else { String::new() }),
-                    )?;
-                }
+                // An empty line means what the group above has.
+                write_if_there(&path.join("cpuset.cpus"), &format!("{}\n", kept.unwrap_or_default()))?;
             }
         }
         Ok(())
@@ -239,7 +242,7 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
 }
 
-/// Machines without swap accounting lack the file, and then there is nothing to limit.
+/// Machines without swap accounting, or without cpusets, lack the file, and then there is nothing to limit.
 fn write_if_there(path: &Path, value: &str) -> io::Result<()> {
     match write(path, value) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -345,6 +348,28 @@ mod tests {
         assert_eq!(read("cpuset.cpus"), "2,3\n");
         group.resize(&Limits { background: false, ..limits }, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
         assert_eq!(read("cpuset.cpus"), "\n", "as many as the group above has");
+    }
+
+    #[test]
+    fn version_1_is_told_the_cpus_of_the_group_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        fs::create_dir(&own).unwrap();
+        fs::write(dir.path().join("cpuset.cpus"), "0-3\n").unwrap();
+        for name in ["memory.limit_in_bytes", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.shares", "cpuset.cpus"] {
+            fs::write(own.join(name), "0\n").unwrap();
+        }
+        let group = Group::V1(["memory", "cpu", "cpuset"].map(|name| (name.to_owned(), own.clone())).into());
+        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, background: true, pids: 9, nofile: 1, tmp_mb: 1 };
+        let anywhere = Limits { background: false, ..limits };
+        let aside = CpuSet::parse("2-3").unwrap();
+        for (limits, background_cpus, wanted) in
+            [(limits, Some(&aside), "2,3"), (anywhere, Some(&aside), "0-3"), (limits, Some(&aside), "2,3"), (limits, None, "0-3")]
+        {
+            group.resize(&limits, background_cpus).unwrap();
+            assert_eq!(fs::read_to_string(own.join("cpuset.cpus")).unwrap(), wanted);
+        }
+        assert_eq!(fs::read_to_string(own.join("cpu.cfs_quota_us")).unwrap(), "50000");
     }
 
     #[test]

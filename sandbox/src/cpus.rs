@@ -1,9 +1,8 @@
 //! Sets of CPUs, written as Linux writes them (`0-1,4`), and which of a machine's are set aside for background work: what no request
 //! waits for, and containers that keep a CPU busy.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{collections::BTreeSet, fs};
 
-const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// Highest number of a CPU; Linux is built for no more.
 const NUMBER_MAX: u32 = 8_191;
 
@@ -30,19 +29,24 @@ impl CpuSet {
         Ok(Self(cpus))
     }
 
-    /// This machine's.
-    pub(crate) fn online() -> io::Result<Self> {
-        Self::parse(&fs::read_to_string(ONLINE)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{ONLINE}: {e}")))
-    }
-
     /// How many.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The half with the higher numbers, the smaller one of an odd number; none of a single CPU.
-    fn upper_half(&self) -> Option<Self> {
-        let upper: BTreeSet<u32> = self.0.iter().skip(self.len().div_ceil(2)).copied().collect();
+    /// The half with the higher numbers, the smaller one of an odd number: of cores where there are several, since what runs on one
+    /// thread of a core slows the other, otherwise of CPUs. None of a single CPU.
+    fn upper_half(&self, core_of: impl Fn(u32) -> BTreeSet<u32>) -> Option<Self> {
+        let mut cores: Vec<BTreeSet<u32>> = Vec::new();
+        for cpu in &self.0 {
+            if !cores.iter().any(|core| core.contains(cpu)) {
+                cores.push(core_of(*cpu).intersection(&self.0).copied().chain([*cpu]).collect());
+            }
+        }
+        if cores.len() == 1 {
+            cores = self.0.iter().map(|cpu| BTreeSet::from([*cpu])).collect();
+        }
+        let upper: BTreeSet<u32> = cores.iter().skip(cores.len().div_ceil(2)).flatten().copied().collect();
         (!upper.is_empty()).then_some(Self(upper))
     }
 }
@@ -54,19 +58,22 @@ impl std::fmt::Display for CpuSet {
     }
 }
 
-/// What `docker.background_cpus` means on a machine with the CPUs `online`.
-pub(crate) fn background(setting: &str, online: &CpuSet) -> Result<Option<CpuSet>, String> {
-    match setting {
-        "none" => Ok(None),
-        "auto" => Ok(online.upper_half()),
-        list => {
-            let cpus = CpuSet::parse(list)?;
-            if cpus.0.is_subset(&online.0) {
-                Ok(Some(cpus))
-            } else {
-                Err(format!("this machine has the CPUs {online}, not all of {list}"))
-            }
-        }
+/// The CPUs that are threads of the same core; none where the machine does not say.
+pub(crate) fn siblings(cpu: u32) -> BTreeSet<u32> {
+    let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+    fs::read_to_string(file).ok().and_then(|list| CpuSet::parse(&list).ok()).map(|cpus| cpus.0).unwrap_or_default()
+}
+
+/// What `docker.background_cpus` means where containers may use the CPUs `usable`.
+pub(crate) fn background(setting: &str, usable: &CpuSet, core_of: impl Fn(u32) -> BTreeSet<u32>) -> Result<Option<CpuSet>, String> {
+    if setting == "auto" {
+        return Ok(usable.upper_half(core_of));
+    }
+    let cpus = CpuSet::parse(setting)?;
+    if cpus.0.is_subset(&usable.0) {
+        Ok(Some(cpus))
+    } else {
+        Err(format!("containers have the CPUs {usable}, not all of {setting}"))
     }
 }
 
@@ -82,18 +89,22 @@ mod tests {
         for bad in ["", "a", "1-", "-1", "3-2", "0,,1", "0-8192", "4294967296", "0 1"] {
             assert!(CpuSet::parse(bad).is_err(), "{bad:?}");
         }
-        assert!(CpuSet::online().unwrap().len() >= 1);
     }
 
     #[test]
     fn the_upper_half_is_set_aside_unless_told_otherwise() {
-        let on =
-            |online: &str, setting: &str| background(setting, &CpuSet::parse(online).unwrap()).map(|c| c.map(|c| c.to_string()));
-        assert_eq!(on("0", "auto"), Ok(None));
-        assert_eq!(on("0-1", "auto"), Ok(Some("1".to_owned())));
-        assert_eq!(on("0-4", "auto"), Ok(Some("3,4".to_owned())));
-        assert_eq!(on("0-3", "none"), Ok(None));
-        assert_eq!(on("0-3", "1-2"), Ok(Some("1,2".to_owned())));
-        assert!(on("0-3", "3-4").unwrap_err().contains("0,1,2,3"));
+        let threads = |each: u32| move |cpu: u32| (0..8).filter(|other| other % each == cpu % each).collect::<BTreeSet<_>>();
+        let on = |usable: &str, cores: u32, setting: &str| {
+            background(setting, &CpuSet::parse(usable).unwrap(), threads(cores)).map(|c| c.map(|c| c.to_string()))
+        };
+        assert_eq!(on("0", 8, "auto"), Ok(None));
+        assert_eq!(on("0-1", 8, "auto"), Ok(Some("1".to_owned())));
+        assert_eq!(on("0-4", 8, "auto"), Ok(Some("3,4".to_owned())));
+        assert_eq!(on("0-3", 2, "auto"), Ok(Some("1,3".to_owned())), "whole cores");
+        assert_eq!(on("0-1", 1, "auto"), Ok(Some("1".to_owned())), "the threads of the only core");
+        assert_eq!(on("3,7", 8, "auto"), Ok(Some("7".to_owned())));
+        assert_eq!(on("0-3", 8, "1-2"), Ok(Some("1,2".to_owned())));
+        assert!(on("0-3", 8, "3-4").unwrap_err().contains("0,1,2,3"));
+        assert!(on("0-3", 8, "half").is_err());
     }
 }

@@ -163,18 +163,20 @@ fn background_cpus(
     warnings: &mut Vec<String>,
 ) -> Result<Option<CpuSet>, SandboxError> {
     let wrong = |detail: String| SandboxError::Failed { call: "read configuration", detail: format!("background_cpus: {detail}") };
-    let online = CpuSet::online().map_err(|e| wrong(e.to_string()))?;
-    let wanted = cpus::background(&config.background_cpus, &online).map_err(wrong)?;
-    if wanted.is_none() || hierarchy.is_some_and(cgroup::Hierarchy::has_cpusets) {
-        return Ok(wanted);
-    }
-    if config.background_cpus == "auto" {
-        warnings.push(
-            "no CPUs are set aside for background work, since the kernel's cpuset controller is missing: a container that keeps the CPUs busy slows the others' requests".to_owned(),
-        );
+    if config.background_cpus == "none" {
         return Ok(None);
     }
-    Err(wrong("the kernel's cpuset controller is missing: enable it, or set background_cpus to \"none\"".to_owned()))
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "control groups are not readable");
+    match hierarchy.ok_or_else(missing).and_then(cgroup::Hierarchy::usable_cpus) {
+        Ok(usable) => cpus::background(&config.background_cpus, &usable, cpus::siblings).map_err(wrong),
+        Err(error) if config.background_cpus == "auto" => {
+            warnings.push(format!(
+                "no CPUs are set aside for background work ({error}): a container that keeps the CPUs busy slows the others' requests; have the kernel's cpuset controller, or set docker.background_cpus to \"none\""
+            ));
+            Ok(None)
+        }
+        Err(error) => Err(wrong(format!("{error}; have the kernel's cpuset controller, or set it to \"none\""))),
+    }
 }
 
 fn egress_failed(error: &NetError) -> SandboxError {

@@ -99,9 +99,12 @@ impl Handler {
             }
             self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
             taken.push(slot.number);
-            // Where it may run is not known; if it may run anywhere, it is told so again when it has been calm for a while.
-            let (settings, background) = (persisted.settings, self.deps.background_cpus > 0);
-            let container = LiveContainer::new(persisted.path, running, slot, control, settings, background, self.now_ms());
+            // It may have been kept to CPUs, and others may be set aside now.
+            let limits = pool::limits(&self.config, persisted.settings.memory_mb, pool::CLAIMED_CPU_SHARES, false);
+            if let Err(error) = self.deps.sandbox.resize(&running.id, &limits).await {
+                tracing::warn!(container = %persisted.path, %error, "the limits of an adopted container could not be set again");
+            }
+            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, false, self.now_ms());
             let alive: HashMap<_, _> = loaded.iter().filter_map(|(text, linked)| Some((parse_loaded(text)?, *linked))).collect();
             for (function, made) in &persisted.known {
                 container.expect(function, *made);

@@ -6,6 +6,7 @@ use super::{
     container::{LiveContainer, State},
     pool,
 };
+use hearth_model::TenantName;
 use hearth_sandbox::SandboxError;
 use std::{
     collections::HashMap,
@@ -17,14 +18,22 @@ use std::{
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Each so manyth look is at all of them, since a function may work when nobody has called it.
 const LOOKS_AT_ALL: u32 = 8;
-/// CPU time against wall time from which a container is busy.
-const BUSY_FROM: f64 = 0.5;
-/// The same below which one that was busy is calm, of what it could have had beside the others that are kept to these CPUs.
-const CALM_BELOW: f64 = 0.25;
 /// Idle time up to which a container is among those that have had work lately.
 const AWAKE_MS: u64 = 1_000;
+/// CPU time against wall time from which a container is busy.
+const BUSY_FROM: f64 = 0.5;
+/// The same of a tenant's containers together, from which those of them are busy that are not calm.
+const TENANT_BUSY_FROM: f64 = 1.0;
+/// The same below which one is calm; of what it could have beside other busy ones, where it is kept to the same CPUs.
+const CALM_BELOW: f64 = 0.25;
+/// What it could have is not taken for less than this.
+const SHARE_MIN: f64 = 0.2;
 /// How long it has to stay calm.
 const CALM_FOR: Duration = Duration::from_secs(5);
+/// How long loading the first function is not held against a container.
+const FIRST_LOAD: Duration = Duration::from_secs(1);
+/// After a failure, until it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(15);
 
 pub(super) async fn watch(handler: Arc<Handler>) {
     let cpus = handler.deps.background_cpus;
@@ -46,7 +55,24 @@ pub(super) async fn watch(handler: Arc<Handler>) {
 struct Seen {
     cpu: Duration,
     at: Instant,
-    busy_at: Instant,
+    first: Instant,
+    /// Of what it has loaded.
+    cold_cost_us: u64,
+    /// At the last look.
+    busy: bool,
+    busy_at: Option<Instant>,
+    /// Its CPUs could not be set.
+    failed_at: Option<Instant>,
+}
+
+/// One container at one look.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    tenant: &'a TenantName,
+    /// CPU time against wall time since the last look.
+    used: f64,
+    background: bool,
+    was_busy: bool,
 }
 
 #[derive(Default)]
@@ -60,49 +86,124 @@ impl Looks {
         self.number = self.number.wrapping_add(1);
         let (at_all, now_ms) = (self.number.is_multiple_of(LOOKS_AT_ALL), handler.now_ms());
         let containers: Vec<_> = handler.containers.all().into_iter().filter(|c| c.state() == State::Running).collect();
-        let kept = containers.iter().filter(|c| c.is_background()).count();
+        let mut used = Vec::with_capacity(containers.len());
         let mut seen = HashMap::with_capacity(containers.len());
-        let mut busy = Vec::new();
         for container in &containers {
             let awake = container.in_flight() > 0 || container.idle_ms(now_ms) < AWAKE_MS;
+            let before = self.seen.get(&container.id());
             if !(at_all || awake || container.is_background()) {
                 // Not busy, as far as is known; what was seen of it serves the next look at all.
-                seen.extend(self.seen.get_key_value(&container.id()));
-                busy.push((container, false, false));
+                seen.extend(before.map(|before| (container.id(), Seen { busy: false, ..*before })));
+                used.push(0.0);
                 continue;
             }
-            let Ok(usage) = handler.deps.sandbox.usage(&container.running.id).await else { continue };
+            let cpu = match handler.deps.sandbox.usage(&container.running.id).await {
+                Ok(usage) => usage.cpu,
+                Err(_) => before.map_or(Duration::ZERO, |before| before.cpu),
+            };
             let now = Instant::now();
-            let last = self.seen.get(&container.id()).copied().unwrap_or(Seen { cpu: usage.cpu, at: now, busy_at: now });
-            let used = usage.cpu.saturating_sub(last.cpu).as_secs_f64() / now.duration_since(last.at).as_secs_f64().max(0.001);
-            let is_busy = used >= if container.is_background() { CALM_BELOW * fair_share(cpus, kept) } else { BUSY_FROM };
-            let busy_at = if is_busy { now } else { last.busy_at };
-            seen.insert(container.id(), Seen { cpu: usage.cpu, at: now, busy_at });
-            busy.push((container, is_busy, now.duration_since(busy_at) < CALM_FOR));
+            let fresh = Seen { cpu, at: now, first: now, cold_cost_us: 0, busy: false, busy_at: None, failed_at: None };
+            let before = before.copied().unwrap_or(fresh);
+            // Loading is work that nobody can do for it, and it is over soon.
+            let cold_cost_us = container.cold_cost_us();
+            let loads = cold_cost_us != before.cold_cost_us || cold_cost_us == 0 && before.first.elapsed() < FIRST_LOAD;
+            let since = now.duration_since(before.at).as_secs_f64().max(0.001);
+            used.push(if loads { 0.0 } else { cpu.saturating_sub(before.cpu).as_secs_f64() / since });
+            seen.insert(container.id(), Seen { cpu, at: now, cold_cost_us, ..before });
         }
-        self.seen = seen;
-        // With nobody beside them, the busy have the machine.
-        let alone = busy.iter().all(|(_, is_busy, _)| *is_busy);
-        for (container, is_busy, lately) in busy {
-            let wanted = !alone && (is_busy || (container.is_background() && lately));
-            if wanted != container.is_background() {
-                place(handler, container, wanted).await;
+        let looks: Vec<_> = containers
+            .iter()
+            .zip(used)
+            .map(|(container, used)| Look {
+                tenant: &container.path().tenant,
+                used,
+                background: container.is_background(),
+                was_busy: seen.get(&container.id()).is_some_and(|seen| seen.busy),
+            })
+            .collect();
+        let busy = busy(&looks, cpus);
+        // Where all are busy, nobody is slowed who is not.
+        let all_busy = busy.iter().all(|busy| *busy);
+        for (container, busy) in containers.iter().zip(busy) {
+            let Some(seen) = seen.get_mut(&container.id()) else { continue };
+            seen.busy = busy;
+            if busy {
+                seen.busy_at = Some(seen.at);
+            }
+            let lately = seen.busy_at.unwrap_or(seen.first).elapsed() < CALM_FOR;
+            let wanted = !all_busy && (busy || container.is_background() && lately);
+            if wanted != container.is_background() && seen.failed_at.is_none_or(|at| at.elapsed() >= RETRY_AFTER) {
+                seen.failed_at = place(handler, container, wanted).await.err().map(|Failed| Instant::now());
             }
         }
+        self.seen = seen;
     }
 }
 
-/// CPU time against wall time that each of `kept` containers can have on so many CPUs.
-fn fair_share(cpus: usize, kept: usize) -> f64 {
-    (cpus as f64 / kept.max(1) as f64).min(1.0)
+/// Which of them keep a CPU busy, where so many are set aside for those who do.
+fn busy(looks: &[Look<'_>], cpus: usize) -> Vec<bool> {
+    let kept = looks.iter().filter(|look| look.background && look.was_busy).count();
+    let share = (cpus as f64 / kept.max(1) as f64).clamp(SHARE_MIN, 1.0);
+    let mut tenants: HashMap<&TenantName, f64> = HashMap::new();
+    for look in looks {
+        *tenants.entry(look.tenant).or_default() += look.used;
+    }
+    let is_busy = |look: &Look<'_>| match look.background {
+        true => look.used >= CALM_BELOW * share,
+        false => look.used >= BUSY_FROM || look.used >= CALM_BELOW && tenants[look.tenant] >= TENANT_BUSY_FROM,
+    };
+    looks.iter().map(is_busy).collect()
 }
 
-async fn place(handler: &Handler, container: &LiveContainer, background: bool) {
+/// A container's CPUs could not be set; it has been said why.
+struct Failed;
+
+async fn place(handler: &Handler, container: &LiveContainer, background: bool) -> Result<(), Failed> {
     let limits = pool::limits(&handler.config, container.settings.memory_mb, pool::CLAIMED_CPU_SHARES, background);
     match handler.deps.sandbox.resize(&container.running.id, &limits).await {
         Ok(()) => container.set_background(background),
         // It is ending.
         Err(SandboxError::NotFound { .. }) => {}
-        Err(error) => tracing::warn!(container = %container.path(), %error, "a container's CPUs could not be set"),
+        Err(error) => {
+            tracing::warn!(container = %container.path(), %error, "a container's CPUs could not be set; trying again in {RETRY_AFTER:?}");
+            return Err(Failed);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(looks: &[(&str, f64, bool, bool)], cpus: usize) -> Vec<bool> {
+        let tenants: Vec<TenantName> = looks.iter().map(|(tenant, ..)| tenant.parse().unwrap()).collect();
+        let look = |(tenant, (_, used, background, was_busy)): (_, &(&str, f64, bool, bool))| Look {
+            tenant,
+            used: *used,
+            background: *background,
+            was_busy: *was_busy,
+        };
+        busy(&tenants.iter().zip(looks).map(look).collect::<Vec<_>>(), cpus)
+    }
+
+    #[test]
+    fn a_container_or_a_tenant_is_busy() {
+        assert_eq!(seen(&[("a", 0.49, false, false), ("b", 0.5, false, false)], 1), [false, true]);
+        let spread = [("a", 0.45, false, false), ("a", 0.45, false, false), ("a", 0.2, false, false), ("b", 0.45, false, false)];
+        assert_eq!(seen(&spread, 1), [true, true, false, false], "what one tenant uses in several containers");
+    }
+
+    #[test]
+    fn who_shares_a_cpu_is_calm_by_its_share_of_it() {
+        assert_eq!(seen(&[("a", 0.3, true, true), ("b", 0.2, true, true)], 2), [true, false]);
+        // Four loops on one CPU have a quarter each.
+        let four = [("a", 0.25, true, true), ("b", 0.25, true, true), ("c", 0.25, true, true), ("d", 0.25, true, true)];
+        assert_eq!(seen(&four, 1), [true; 4]);
+        // Others that are kept there and calm do not make a little use busy.
+        let mut calm = vec![("a", 0.06, true, false); 20];
+        assert_eq!(seen(&calm, 1), [false; 20]);
+        calm.extend(vec![("b", 0.01, true, true); 50]);
+        assert!(!seen(&[calm, vec![("c", 0.04, true, true)]].concat(), 1)[70], "many loops do not hold who is calm");
     }
 }

@@ -68,7 +68,7 @@ impl Handler {
             }
         };
         // Who has just ended a container by its own fault is likely to keep a CPU busy until it ends the next.
-        let background = self.deps.background_cpus > 0 && self.restarts.owes(&path, Instant::now());
+        let background = self.deps.background_cpus > 0 && self.restarts.owes(&path.tenant, Instant::now());
         let waiting = pool::apply_limits(&self, waiting, memory_mb, background).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.

@@ -226,7 +226,7 @@ async fn add(handler: &Arc<Handler>, waiting: Waiting) {
     handler.pool.arrived.notify_waiters();
 }
 
-/// Creates one container and waits until its runtime is ready; `background` says that nobody waits for it.
+/// Creates one container and waits until its runtime is ready; with `background` it is kept to the CPUs for background work.
 pub(super) async fn create(
     handler: &Arc<Handler>,
     node: NodeVersion,
@@ -410,7 +410,7 @@ fn next_target(target: usize, claims_per_s: usize, size: usize, max: usize) -> u
 }
 
 /// A popular set of modules that no waiting container has yet, while plain ones are not short.
-fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
+fn wanted_preload(handler: &Arc<Handler>) -> Option<Vec<ResolvedModule>> {
     let pool = &handler.pool;
     let room = handler.config.preloaded_max.min(pool.target() / 2);
     let plain = pool.level() - pool.preloaded().min(pool.level());
@@ -418,12 +418,17 @@ fn wanted_preload(handler: &Handler) -> Option<Vec<ResolvedModule>> {
         return None;
     }
     let popular = handler.deps.modules.popular(room);
-    let waiting = pool.waiting.lock();
-    let has = |set: &[ResolvedModule]| {
-        let keys: BTreeSet<_> = set.iter().map(|m| m.build.clone()).collect();
-        waiting.iter().any(|w| w.preloaded == keys)
-    };
-    popular.into_iter().find(|set| !has(set))
+    let keys = |set: &[ResolvedModule]| set.iter().map(|m| m.build.clone()).collect::<BTreeSet<_>>();
+    let mut waiting = pool.waiting.lock();
+    let missing = popular.iter().find(|set| !waiting.iter().any(|w| w.preloaded == keys(set)))?.clone();
+    if waiting.iter().filter(|w| !w.preloaded.is_empty()).count() >= room {
+        // One of those has what was popular before.
+        let stale = waiting.iter().position(|w| !w.preloaded.is_empty() && !popular.iter().any(|set| w.preloaded == keys(set)))?;
+        let Waiting { running, slot, .. } = waiting.swap_remove(stale);
+        let handler = Arc::clone(handler);
+        handler.clone().tasks.spawn(async move { discard(&handler, running, slot).await });
+    }
+    Some(missing)
 }
 
 async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>, background: bool) -> bool {

@@ -2,7 +2,7 @@
 //! of CPU, which one crashing function would take from all others; the algorithm is the generic cell rate algorithm (GCRA) of ATM's
 //! traffic control.
 
-use hearth_model::ContainerPath;
+use hearth_model::{ContainerPath, TenantName};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -35,9 +35,9 @@ impl Restarts {
         *until = ((*until).max(now) + INTERVAL).min(latest);
     }
 
-    /// Whether one has ended lately by its own fault.
-    pub fn owes(&self, path: &ContainerPath, now: Instant) -> bool {
-        self.paid.lock().get(path).is_some_and(|until| *until > now)
+    /// Whether one of the tenant's has ended lately by its own fault.
+    pub fn owes(&self, tenant: &TenantName, now: Instant) -> bool {
+        self.paid.lock().iter().any(|(path, until)| path.tenant == *tenant && *until > now)
     }
 
     /// How long the next one has to wait.
@@ -70,8 +70,8 @@ mod tests {
         restarts.note(&bad, start + INTERVAL);
         assert_eq!(restarts.wait(&bad, start + INTERVAL), Some(INTERVAL));
         assert_eq!(restarts.wait(&bad, start + 2 * INTERVAL), None);
-        assert!(restarts.owes(&bad, start + 2 * INTERVAL) && !restarts.owes(&good, start));
-        assert!(!restarts.owes(&bad, start + INTERVAL * (BURST + 2)), "it has paid");
+        assert!(restarts.owes(&bad.tenant, start + 2 * INTERVAL) && !restarts.owes(&good.tenant, start));
+        assert!(!restarts.owes(&bad.tenant, start + INTERVAL * (BURST + 3)), "it has paid");
     }
 
     #[test]

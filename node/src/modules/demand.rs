@@ -10,6 +10,8 @@ use std::{
 const HALF_LIFE: Duration = Duration::from_secs(600);
 /// Sets that are remembered; the least wanted goes first.
 const SETS_MAX: usize = 256;
+/// Starts with more modules than this teach nothing, so that what is learned is found in milliseconds.
+const MODULES_MAX: usize = 24;
 /// Modules are popular together when more than one start in the last minutes wanted all of them.
 const POPULAR_FROM: f64 = 1.5;
 
@@ -46,90 +48,99 @@ impl Demand {
         wanted.at = now;
     }
 
-    /// Sets that save the most starts the most modules, best first. A start is served by a set whose modules are all among its own, with the
-    /// same peers; `fits` says whether a set is small enough.
-    pub fn popular(&self, max: usize, now: Instant, fits: impl Fn(&[ResolvedModule]) -> bool) -> Vec<Vec<ResolvedModule>> {
-        let sets = self.sets.values();
-        let mut open: Vec<_> = sets.map(|w| Open { count: w.count_at(now), modules: &w.modules, served: 0 }).collect();
-        let mut chosen = Vec::new();
-        while chosen.len() < max {
-            let Some(set) = best(&open, &fits) else { break };
-            for start in open.iter_mut().filter(|start| start.has_all(&set)) {
-                start.served = start.served.max(set.len());
-            }
-            open.retain(|start| start.served < start.modules.len());
-            chosen.push(set);
-        }
-        chosen
+    /// What is remembered, to be looked at where nobody waits for it.
+    pub fn starts(&self, now: Instant) -> Vec<Starts> {
+        let few = self.sets.values().filter(|wanted| wanted.modules.len() <= MODULES_MAX);
+        few.map(|wanted| Starts { count: wanted.count_at(now), modules: wanted.modules.clone() }).collect()
     }
 }
 
-/// Starts with the same modules, of which `served` would be loaded ahead by what has been chosen.
-struct Open<'a> {
+/// Starts that wanted the same modules.
+#[derive(Debug)]
+pub(super) struct Starts {
     count: f64,
-    modules: &'a [ResolvedModule],
+    modules: Vec<ResolvedModule>,
+}
+
+/// Sets that save the most starts the most modules, at most `max`, best first. A start is served by a set whose modules are all among its own,
+/// with the same peers; `fits` says whether a set is small enough.
+pub(super) fn popular(starts: &[Starts], max: usize, fits: impl Fn(&[ResolvedModule]) -> bool) -> Vec<Vec<ResolvedModule>> {
+    let mut known: HashMap<&BuildKey, usize> = HashMap::new();
+    let mut modules: Vec<&ResolvedModule> = Vec::new();
+    for module in starts.iter().flat_map(|s| &s.modules) {
+        known.entry(&module.build).or_insert_with(|| {
+            modules.push(module);
+            modules.len() - 1
+        });
+    }
+    let mut open: Vec<_> = starts.iter().map(|s| Open { count: s.count, units: units(&s.modules, &known), served: 0 }).collect();
+    let of = |set: &BTreeSet<usize>| set.iter().map(|&at| modules[at].clone()).collect::<Vec<_>>();
+    let fits = |set: &BTreeSet<usize>| fits(&of(set));
+    let mut chosen = Vec::new();
+    while chosen.len() < max {
+        let Some(set) = best(&open, &fits) else { break };
+        for start in open.iter_mut().filter(|start| start.is_served_by(&set)) {
+            start.served = start.served.max(set.len());
+        }
+        open.retain(|start| start.served < start.units.len());
+        chosen.push(of(&set));
+    }
+    chosen
+}
+
+/// Each module with all peers that it reaches in a start.
+fn units(modules: &[ResolvedModule], known: &HashMap<&BuildKey, usize>) -> BTreeMap<usize, BTreeSet<usize>> {
+    let by_name: HashMap<_, _> = modules.iter().map(|m| (&m.spec.name, m)).collect();
+    let unit = |module: &ResolvedModule| {
+        let mut reached = BTreeSet::new();
+        let mut open = vec![module];
+        while let Some(module) = open.pop() {
+            if reached.insert(known[&module.build]) {
+                open.extend(module.peers.iter().filter_map(|peer| by_name.get(peer)).copied());
+            }
+        }
+        reached
+    };
+    modules.iter().map(|m| (known[&m.build], unit(m))).collect()
+}
+
+/// Starts of which `served` modules would be loaded ahead by what has been chosen.
+struct Open {
+    count: f64,
+    units: BTreeMap<usize, BTreeSet<usize>>,
     served: usize,
 }
 
-impl Open<'_> {
-    fn has_all(&self, set: &[ResolvedModule]) -> bool {
-        set.iter().all(|wanted| self.modules.iter().any(|m| m.build == wanted.build))
+impl Open {
+    /// A module with other peers is another one.
+    fn is_served_by(&self, set: &BTreeSet<usize>) -> bool {
+        set.iter().all(|module| self.units.get(module).is_some_and(|unit| unit.is_subset(set)))
     }
-
-    /// A module with all peers that it reaches here, without what `set` has.
-    fn with_peers(&self, module: &ResolvedModule, set: &[ResolvedModule]) -> BTreeMap<BuildKey, ResolvedModule> {
-        let mut reached = BTreeMap::new();
-        let mut open = vec![module];
-        while let Some(module) = open.pop() {
-            if reached.insert(module.build.clone(), module.clone()).is_none() {
-                open.extend(self.modules.iter().filter(|m| module.peers.contains(&m.spec.name)));
-            }
-        }
-        reached.retain(|build, _| set.iter().all(|m| m.build != *build));
-        reached
-    }
-}
-
-/// A way to grow a set.
-#[derive(Default)]
-struct Addition {
-    modules: Vec<ResolvedModule>,
-    /// Starts that want the set so grown.
-    count: f64,
-    /// Modules that it saves them, beyond what has been chosen.
-    saved: f64,
 }
 
 /// Grows a set by what saves most beside it, and gives the stage that saves most of all.
-fn best(open: &[Open<'_>], fits: &impl Fn(&[ResolvedModule]) -> bool) -> Option<Vec<ResolvedModule>> {
-    let mut within: Vec<&Open<'_>> = open.iter().collect();
-    let mut set: Vec<ResolvedModule> = Vec::new();
+fn best(open: &[Open], fits: &impl Fn(&BTreeSet<usize>) -> bool) -> Option<BTreeSet<usize>> {
+    let mut within: Vec<&Open> = open.iter().collect();
+    let mut set = BTreeSet::new();
     let mut best = (0.0, None);
     loop {
-        let mut additions: BTreeMap<Vec<BuildKey>, Addition> = BTreeMap::new();
+        // The set so grown: how many starts want it, and how many modules it saves them beyond what has been chosen.
+        let mut grown: BTreeMap<BTreeSet<usize>, (f64, f64)> = BTreeMap::new();
         for start in &within {
-            let wanted = start.modules.iter().map(|module| start.with_peers(module, &set)).filter(|more| !more.is_empty());
-            let each: BTreeSet<Vec<BuildKey>> = wanted
-                .map(|more| {
-                    let key: Vec<_> = more.keys().cloned().collect();
-                    additions.entry(key.clone()).or_default().modules = more.into_values().collect();
-                    key
-                })
-                .collect();
-            for key in each {
-                let addition = additions.entry(key).or_default();
-                addition.count += start.count;
-                addition.saved += start.count * (set.len() + addition.modules.len()).saturating_sub(start.served) as f64;
+            let wanted = start.units.iter().filter(|(module, _)| !set.contains(*module));
+            for next in wanted.map(|(_, unit)| &set | unit).collect::<BTreeSet<_>>() {
+                let saved = start.count * next.len().saturating_sub(start.served) as f64;
+                let sums = grown.entry(next).or_default();
+                *sums = (sums.0 + start.count, sums.1 + saved);
             }
         }
-        let mut additions: Vec<_> = additions.into_values().filter(|more| more.count >= POPULAR_FROM).collect();
-        additions.sort_by(|a, b| b.saved.total_cmp(&a.saved).then(b.count.total_cmp(&a.count)));
-        let grown = |more: &Addition| set.iter().chain(&more.modules).cloned().collect::<Vec<_>>();
-        let Some((next, saved)) = additions.iter().map(|more| (grown(more), more.saved)).find(|(next, _)| fits(next)) else {
-            return best.1;
-        };
+        let mut grown: Vec<_> = grown.into_iter().filter(|(_, (count, _))| *count >= POPULAR_FROM).collect();
+        grown.sort_by(|(_, (count_a, saved_a)), (_, (count_b, saved_b))| {
+            saved_b.total_cmp(saved_a).then(count_b.total_cmp(count_a))
+        });
+        let Some((next, (_, saved))) = grown.into_iter().find(|(next, _)| fits(next)) else { return best.1 };
         set = next;
-        within.retain(|start| start.has_all(&set));
+        within.retain(|start| start.is_served_by(&set));
         if saved >= POPULAR_FROM && best.0 < saved {
             best = (saved, Some(set.clone()));
         }
@@ -153,6 +164,11 @@ mod tests {
         vec![module("lodash", &n.to_string(), &[])]
     }
 
+    /// The popular sets of a node that was asked as told.
+    fn popular(demand: &Demand, max: usize, now: Instant, fits: impl Fn(&[ResolvedModule]) -> bool) -> Vec<Vec<ResolvedModule>> {
+        super::popular(&demand.starts(now), max, fits)
+    }
+
     fn builds(sets: Vec<Vec<ResolvedModule>>) -> Vec<Vec<String>> {
         let sorted = |set: Vec<ResolvedModule>| set.into_iter().map(|m| m.build.0).collect::<BTreeSet<_>>().into_iter().collect();
         sets.into_iter().map(sorted).collect()
@@ -167,9 +183,9 @@ mod tests {
         demand.note(&set(2), now);
         demand.note(&set(2), now);
         demand.note(&set(3), now);
-        assert_eq!(demand.popular(5, now, |_| true), [set(1), set(2)]);
-        assert_eq!(demand.popular(1, now, |s| s[0].build.0 != "1"), [set(2)]);
-        assert!(demand.popular(5, now + HALF_LIFE * 2, |_| true).is_empty());
+        assert_eq!(popular(&demand, 5, now, |_| true), [set(1), set(2)]);
+        assert_eq!(popular(&demand, 1, now, |s| s[0].build.0 != "1"), [set(2)]);
+        assert!(popular(&demand, 5, now + HALF_LIFE * 2, |_| true).is_empty());
     }
 
     #[test]
@@ -183,10 +199,10 @@ mod tests {
         demand.note(&of(&["axios"]), now);
         demand.note(&of(&["axios"]), now);
         // Three starts are saved two modules each, and two starts one; the fourth alone is not many.
-        assert_eq!(builds(demand.popular(3, now, |_| true)), [vec!["express", "lodash"], vec!["axios"]]);
+        assert_eq!(builds(popular(&demand, 3, now, |_| true)), [vec!["express", "lodash"], vec!["axios"]]);
         demand.note(&of(&["express", "e"]), now);
-        assert_eq!(builds(demand.popular(3, now, |_| true)), [vec!["express", "lodash"], vec!["express"], vec!["axios"]]);
-        assert_eq!(builds(demand.popular(1, now, |set| set.len() == 1)), [["express"]], "what does not fit is left out");
+        assert_eq!(builds(popular(&demand, 3, now, |_| true)), [vec!["express", "lodash"], vec!["express"], vec!["axios"]]);
+        assert_eq!(builds(popular(&demand, 1, now, |set| set.len() == 1)), [["express"]], "what does not fit is left out");
     }
 
     #[test]
@@ -195,9 +211,34 @@ mod tests {
         let app = |react: &str| vec![module("react", react, &[]), module("react-dom", "dom", &["react"])];
         demand.note(&app("react-18"), now);
         demand.note(&app("react-19"), now);
-        assert!(demand.popular(5, now, |_| true).is_empty(), "no two starts can have the same react-dom");
+        assert!(popular(&demand, 5, now, |_| true).is_empty(), "no two starts can have the same react-dom");
         demand.note(&app("react-19"), now);
-        assert_eq!(builds(demand.popular(5, now, |_| true)), [["dom", "react-19"]]);
+        assert_eq!(builds(popular(&demand, 5, now, |_| true)), [["dom", "react-19"]]);
+    }
+
+    #[test]
+    fn peers_that_a_start_does_not_share_make_another_module() {
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        for _ in 0..2 {
+            demand.note(&[module("m", "m", &["p"])], now);
+            demand.note(&[module("m", "m", &["p"]), module("p", "p", &[])], now);
+        }
+        assert_eq!(builds(popular(&demand, 5, now, |_| true)), [vec!["m", "p"], vec!["m"]]);
+    }
+
+    #[test]
+    fn all_that_can_be_remembered_is_looked_through_in_bounded_work() {
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        let names: Vec<String> = (0..MODULES_MAX).map(|n| format!("m{n}")).collect();
+        let peers: Vec<&str> = names.iter().map(String::as_str).collect();
+        for n in 0..SETS_MAX {
+            let own = module(&names[0], &format!("own{n}"), &peers);
+            let shared = names[1..].iter().map(|name| module(name, name, &peers[1..]));
+            demand.note(&[own].into_iter().chain(shared).collect::<Vec<_>>(), now);
+        }
+        demand.note(&vec![module("lodash", "x", &[]); MODULES_MAX + 1], now);
+        let sets = popular(&demand, 2, now, |_| true);
+        assert_eq!(sets.iter().map(Vec::len).collect::<Vec<_>>(), [MODULES_MAX - 1]);
     }
 
     #[test]

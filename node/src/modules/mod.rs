@@ -34,6 +34,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long what was found to be popular is believed.
+const POPULAR_FOR: Duration = Duration::from_secs(2);
+
+/// What was popular at one moment.
+struct Popular {
+    at: Instant,
+    max: usize,
+    sets: Vec<Vec<ResolvedModule>>,
+}
+
 /// The module cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -99,6 +109,7 @@ pub struct ModuleCache {
     /// Contexts by slot, with the artifact each was made from.
     slots: tokio::sync::Mutex<HashMap<u32, BTreeMap<String, String>>>,
     demand: Mutex<Demand>,
+    popular: Mutex<Option<Popular>>,
     counters: Counters,
 }
 
@@ -193,6 +204,7 @@ impl ModuleCache {
             fetching: Mutex::default(),
             slots: tokio::sync::Mutex::default(),
             demand: Mutex::default(),
+            popular: Mutex::default(),
             counters: Counters::default(),
         }))
     }
@@ -212,7 +224,13 @@ impl ModuleCache {
             let sizes = set.iter().map(|m| self.ready.get(&m.build).map(|a| a.unpacked_bytes));
             sizes.sum::<Option<u64>>().is_some_and(|bytes| bytes <= limit)
         };
-        self.demand.lock().popular(max, Instant::now(), small)
+        let now = Instant::now();
+        let mut popular = self.popular.lock();
+        if popular.as_ref().is_none_or(|p| p.max < max || now.duration_since(p.at) >= POPULAR_FOR) {
+            let starts = self.demand.lock().starts(now);
+            *popular = Some(Popular { at: now, max, sets: demand::popular(&starts, max, small) });
+        }
+        popular.iter().flat_map(|p| &p.sets).take(max).cloned().collect()
     }
 
     /// The state now.

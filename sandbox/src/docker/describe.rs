@@ -32,11 +32,17 @@ pub(super) async fn describe(
     let (mounts_propagate, mount_warning) = propagation(&config.socket);
     let mut warnings = found.to_vec();
     warnings.extend(mount_warning);
-    let background_cpus = background_cpus.map_or(0, CpuSet::len);
     let mut findings = of_engine(config, &info, runc.as_deref(), background_cpus);
     findings.extend(of_machine(config, mounts_propagate));
     warnings.extend(findings.iter().filter(|f| !f.passed).map(|f| f.detail.clone()));
-    Ok(Description { engine: text, background_cpus, mounts_propagate, warnings, findings, images: images(config) })
+    Ok(Description {
+        engine: text,
+        background_cpus: background_cpus.map_or(0, CpuSet::len),
+        mounts_propagate,
+        warnings,
+        findings,
+        images: images(config),
+    })
 }
 
 fn images(config: &Config) -> BTreeMap<String, String> {
@@ -54,7 +60,7 @@ fn finding(id: &'static str, severity: Severity, title: &'static str, passed: bo
     Finding { id, title, severity, passed, detail: if passed { String::new() } else { detail } }
 }
 
-fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>, background_cpus: usize) -> Vec<Finding> {
+fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>, background_cpus: Option<&CpuSet>) -> Vec<Finding> {
     let default_runtime = config.oci_runtime.as_deref().or(info.default_runtime.as_deref()).unwrap_or("runc");
     let runtimes: Vec<&String> = config.oci_runtime.iter().chain(&config.oci_runtimes).collect();
     let unknown: Vec<&str> = runtimes
@@ -127,8 +133,11 @@ fn of_engine(config: &Config, info: &SystemInfo, runc: Option<&str>, background_
             "engine.cpus",
             Severity::Weak,
             "the engine leaves CPUs to requests",
-            background_cpus == 0 || info.ncpu.is_some_and(|cpus| usize::try_from(cpus).is_ok_and(|cpus| cpus <= background_cpus)),
-            "the engine may use every CPU: making and removing containers slows requests; keep its services to docker.background_cpus (docs/operations/latency.md has the lines for systemd)".to_owned(),
+            background_cpus.is_none_or(|aside| info.ncpu.is_some_and(|cpus| usize::try_from(cpus).is_ok_and(|cpus| cpus <= aside.len()))),
+            format!(
+                "the engine may use every CPU, so that making and removing containers slows requests: keep it to docker.background_cpus (systemctl set-property docker.service AllowedCPUs={}; docs/operations/latency.md)",
+                background_cpus.map(CpuSet::to_string).unwrap_or_default()
+            ),
         ),
     ]
 }
@@ -241,10 +250,11 @@ mod tests {
 
     #[test]
     fn a_weak_engine_is_described() {
+        let aside = CpuSet::parse("2-3").unwrap();
         let weak = SystemInfo { swap_limit: Some(false), ..SystemInfo::default() };
         let config = Config { oci_runtime: Some("runsc".to_owned()), ..Config::default() };
         let failed = |findings: Vec<Finding>| findings.into_iter().filter(|f| !f.passed).map(|f| f.detail).collect::<Vec<_>>();
-        let text = failed(of_engine(&config, &weak, None, 2)).join("\n");
+        let text = failed(of_engine(&config, &weak, None, Some(&aside))).join("\n");
         for word in ["\"runsc\"", "seccomp", "live-restore", "swap", "background_cpus"] {
             assert!(text.contains(word), "{word}: {text}");
         }
@@ -258,6 +268,6 @@ mod tests {
             ncpu: Some(2),
             ..SystemInfo::default()
         };
-        assert_eq!(failed(of_engine(&Config::default(), &strong, Some("1.3.3"), 2)), Vec::<String>::new());
+        assert_eq!(failed(of_engine(&Config::default(), &strong, Some("1.3.3"), Some(&aside))), Vec::<String>::new());
     }
 }

@@ -3,7 +3,7 @@
 //! namespace and no host path but the slot's own directories and the runtime's program.
 
 use super::{config::Config, seccomp};
-use crate::{Purpose, SandboxError, SandboxSpec, cpus::CpuSet};
+use crate::{Purpose, SandboxError, SandboxSpec, cgroup, cpus::CpuSet};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -171,7 +171,9 @@ fn host_config(
         // Limits.
         memory: Some(memory),
         memory_swap: Some(memory),
-        nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+        // Not as `nano_cpus`: the engine refuses more of them than the CPUs that it may use itself.
+        cpu_period: Some(cgroup::CPU_PERIOD_US),
+        cpu_quota: Some(cgroup::cpu_quota_us(limits.cpu_millis)),
         cpu_shares: Some(i64::from(limits.cpu_shares)),
         cpuset_cpus: background_cpus.filter(|_| limits.background).map(CpuSet::to_string),
         pids_limit: Some(i64::from(pids)),
@@ -331,7 +333,8 @@ mod tests {
                 "RestartPolicy": {"Name": "no"},
                 "Memory": 268_435_456,
                 "MemorySwap": 268_435_456,
-                "NanoCpus": 1_500_000_000,
+                "CpuPeriod": 100_000,
+                "CpuQuota": 150_000,
                 "CpuShares": 1024,
                 "PidsLimit": 64,
                 "OomScoreAdj": 500,

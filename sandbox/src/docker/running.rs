@@ -68,18 +68,16 @@ impl Inner {
                 Err(error) => return Err(host_failed(call)(error)),
             }
         }
-        let cpus = match &self.background_cpus {
-            Some(background) if limits.background => Some(background.to_string()),
-            Some(_) => Some(CpuSet::online().map_err(host_failed(call))?.to_string()),
-            None => None,
-        };
+        let usable = || self.hierarchy.as_ref().and_then(|h| h.usable_cpus().ok());
+        let cpus = self.background_cpus.clone().filter(|_| limits.background).or_else(usable);
         let memory = i64::try_from(limits.memory_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
         let body = ContainerUpdateBody {
             memory: Some(memory),
             memory_swap: Some(memory),
-            nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+            cpu_period: Some(cgroup::CPU_PERIOD_US),
+            cpu_quota: Some(cgroup::cpu_quota_us(limits.cpu_millis)),
             cpu_shares: Some(i64::from(limits.cpu_shares)),
-            cpuset_cpus: cpus,
+            cpuset_cpus: cpus.as_ref().map(CpuSet::to_string),
             ..ContainerUpdateBody::default()
         };
         self.engine.quick(call, self.engine.docker().update_container(&id.0, body)).await
