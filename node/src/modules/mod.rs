@@ -34,12 +34,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long what was found to be popular is believed.
-const POPULAR_FOR: Duration = Duration::from_secs(2);
+/// What was found to be popular is believed for so many times as long as finding it took.
+const POPULAR_TIMES: u32 = 20;
 
 /// What was popular at one moment.
 struct Popular {
     at: Instant,
+    took: Duration,
     max: usize,
     sets: Vec<Vec<ResolvedModule>>,
 }
@@ -226,9 +227,10 @@ impl ModuleCache {
         };
         let now = Instant::now();
         let mut popular = self.popular.lock();
-        if popular.as_ref().is_none_or(|p| p.max < max || now.duration_since(p.at) >= POPULAR_FOR) {
+        if popular.as_ref().is_none_or(|p| p.max < max || now.duration_since(p.at) >= p.took * POPULAR_TIMES) {
             let starts = self.demand.lock().starts(now);
-            *popular = Some(Popular { at: now, max, sets: demand::popular(&starts, max, small) });
+            let sets = demand::popular(&starts, max, small);
+            *popular = Some(Popular { at: now, took: now.elapsed(), max, sets });
         }
         popular.iter().flat_map(|p| &p.sets).take(max).cloned().collect()
     }
