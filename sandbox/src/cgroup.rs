@@ -192,8 +192,14 @@ impl Group {
                 write_if_there(&path.join("memory.swap.max"), "0")?;
                 write(&path.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
                 write(&path.join("cpu.weight"), &weight(limits.cpu_shares).to_string())?;
-                // An empty line means what the group above has.
-                write_if_there(&path.join("cpuset.cpus"), &format!("{}\n", kept.unwrap_or_default()))?;
+                let cpus = path.join("cpuset.cpus");
+                // An empty list means what the group above has, but the kernel lets no group with processes go back to it.
+                if let Some(list) = kept {
+                    write_if_there(&cpus, &list)?;
+                } else if fs::read_to_string(&cpus).is_ok_and(|own| !own.trim().is_empty()) {
+                    let above = path.parent().unwrap_or(path).join("cpuset.cpus.effective");
+                    write(&cpus, fs::read_to_string(above)?.trim())?;
+                }
             }
         }
         Ok(())
@@ -314,8 +320,11 @@ mod tests {
 
     #[test]
     fn version_2_is_written_as_the_kernel_expects() {
-        let dir = tempfile::tempdir().unwrap();
-        let group = Group::V2(dir.path().to_owned());
+        let above = tempfile::tempdir().unwrap();
+        fs::write(above.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
+        let dir = above.path().join("own");
+        fs::create_dir(&dir).unwrap();
+        let group = Group::V2(dir.clone());
         for (name, content) in [
             ("cgroup.events", "populated 1\nfrozen 1\n"),
             ("memory.current", "4096\n"),
@@ -330,24 +339,27 @@ mod tests {
             ("cpuset.cpus", "\n"),
             ("cgroup.freeze", "0\n"),
         ] {
-            fs::write(dir.path().join(name), content).unwrap();
+            fs::write(dir.join(name), content).unwrap();
         }
         group.freeze().unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("cgroup.freeze")).unwrap(), "1");
+        assert_eq!(fs::read_to_string(dir.join("cgroup.freeze")).unwrap(), "1");
         group.thaw().unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("cgroup.freeze")).unwrap(), "0");
+        assert_eq!(fs::read_to_string(dir.join("cgroup.freeze")).unwrap(), "0");
         assert_eq!(group.usage().unwrap(), Usage { memory_bytes: 4096, cpu: Duration::from_micros(1500), pids: 3 });
         assert!(group.out_of_memory());
         let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, background: true, pids: 9, nofile: 1, tmp_mb: 1 };
         group.resize(&limits, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
-        let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
+        let read = |name| fs::read_to_string(dir.join(name)).unwrap();
         assert_eq!(
             (read("memory.max"), read("memory.swap.max"), read("cpu.max"), read("cpu.weight"), read("pids.max")),
             ("134217728".into(), "0".into(), "50000 100000".into(), "39".into(), "max\n".into())
         );
-        assert_eq!(read("cpuset.cpus"), "2,3\n");
+        assert_eq!(read("cpuset.cpus"), "2,3");
         group.resize(&Limits { background: false, ..limits }, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
-        assert_eq!(read("cpuset.cpus"), "\n", "as many as the group above has");
+        assert_eq!(read("cpuset.cpus"), "0-3", "as many as the group above has");
+        fs::write(dir.join("cpuset.cpus"), "\n").unwrap();
+        group.resize(&Limits { background: false, ..limits }, None).unwrap();
+        assert_eq!(read("cpuset.cpus"), "\n", "what was never kept to some CPUs is left alone");
     }
 
     #[test]

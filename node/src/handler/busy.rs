@@ -58,6 +58,8 @@ struct Seen {
     first: Instant,
     /// Of what it has loaded.
     cold_cost_us: u64,
+    /// At the last look: what it used was loading.
+    loads: bool,
     /// At the last look.
     busy: bool,
     busy_at: Option<Instant>,
@@ -102,14 +104,16 @@ impl Looks {
                 Err(_) => before.map_or(Duration::ZERO, |before| before.cpu),
             };
             let now = Instant::now();
-            let fresh = Seen { cpu, at: now, first: now, cold_cost_us: 0, busy: false, busy_at: None, failed_at: None };
+            let fresh =
+                Seen { cpu, at: now, first: now, cold_cost_us: 0, loads: false, busy: false, busy_at: None, failed_at: None };
             let before = before.copied().unwrap_or(fresh);
-            // Loading is work that nobody can do for it, and it is over soon.
+            // Loading is work that nobody can do for it, and it is over soon; one that loads again and again works.
             let cold_cost_us = container.cold_cost_us();
-            let loads = cold_cost_us != before.cold_cost_us || cold_cost_us == 0 && before.first.elapsed() < FIRST_LOAD;
+            let loads =
+                cold_cost_us != before.cold_cost_us && !before.loads || cold_cost_us == 0 && before.first.elapsed() < FIRST_LOAD;
             let since = now.duration_since(before.at).as_secs_f64().max(0.001);
             used.push(if loads { 0.0 } else { cpu.saturating_sub(before.cpu).as_secs_f64() / since });
-            seen.insert(container.id(), Seen { cpu, at: now, cold_cost_us, ..before });
+            seen.insert(container.id(), Seen { cpu, at: now, cold_cost_us, loads, ..before });
         }
         let looks: Vec<_> = containers
             .iter()

@@ -417,10 +417,11 @@ fn wanted_preload(handler: &Arc<Handler>) -> Option<Vec<ResolvedModule>> {
     if room == 0 || plain == 0 {
         return None;
     }
-    let popular = handler.deps.modules.popular(room);
+    // The second half is what is not popular enough to be made, and too popular to be removed: sets that are wanted alike take no turns.
+    let popular = handler.deps.modules.popular(2 * room);
     let keys = |set: &[ResolvedModule]| set.iter().map(|m| m.build.clone()).collect::<BTreeSet<_>>();
     let mut waiting = pool.waiting.lock();
-    let missing = popular.iter().find(|set| !waiting.iter().any(|w| w.preloaded == keys(set)))?.clone();
+    let missing = popular.iter().take(room).find(|set| !waiting.iter().any(|w| w.preloaded == keys(set)))?.clone();
     if waiting.iter().filter(|w| !w.preloaded.is_empty()).count() >= room {
         // One of those has what was popular before.
         let stale = waiting.iter().position(|w| !w.preloaded.is_empty() && !popular.iter().any(|set| w.preloaded == keys(set)))?;
@@ -444,8 +445,9 @@ async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>, b
         && let Err(error) = preload_into(handler, &mut waiting, &set).await
     {
         tracing::warn!(%error, "modules could not be loaded ahead");
+        handler.counters.refill_failures.fetch_add(1, Relaxed);
         discard(handler, waiting.running, waiting.slot).await;
-        return true;
+        return false;
     }
     handler.counters.refills.fetch_add(1, Relaxed);
     add(handler, waiting).await;
