@@ -4,6 +4,7 @@
 
 const net = require('node:net');
 const { trim } = require('./trim');
+const { prepare } = require('./warm');
 const { setImmediate: later } = require('node:timers');
 
 // Taken before any function runs, so that a function which alters the built-ins does not alter the protocol.
@@ -81,6 +82,9 @@ function createControl({ restart }) {
         } catch {
           // A function has altered what it needs; its container stays as large as it is.
         }
+        break;
+      case 'prepare':
+        prepare();
         break;
       case 'restart':
         restart();

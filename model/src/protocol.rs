@@ -222,6 +222,8 @@ pub enum ToRuntime {
     },
     /// Give back memory: nobody has asked for anything for a while.
     Trim,
+    /// Do ahead of a claim what makes a later load quicker and takes too long for a container that is waited for.
+    Prepare,
     /// Start the program again in the same process, so that it sees the memory that its container has now. The runtime closes the
     /// connection and has no functions afterwards; it is no answer to one that has some.
     Restart,
@@ -372,6 +374,7 @@ impl fmt::Debug for ToRuntime {
             Self::Load { id, function, version, .. } => write!(f, "Load({id} {function}@{version})"),
             Self::Unload { function, version } => write!(f, "Unload({function}@{version})"),
             Self::Trim => f.write_str("Trim"),
+            Self::Prepare => f.write_str("Prepare"),
             Self::Restart => f.write_str("Restart"),
             Self::Preload { id, modules } => write!(f, "Preload({id} {} modules)", modules.len()),
             Self::Ping { id } => write!(f, "Ping({id})"),

@@ -91,6 +91,7 @@ test('a container takes code that a build has compiled', () => {
   const tag = (options, before) => execFileSync(process.execPath, [...options, '-p', `${before}; require('v8').cachedDataVersionTag()`], { encoding: 'utf8' });
   const grow = `require(${JSON.stringify(path.join(RUNTIME, 'warm.js'))}).growYoung()`;
   assert.strictEqual(tag(NODE_OPTIONS, grow), tag([], ''));
+  assert.strictEqual(tag(NODE_OPTIONS, grow.replace('growYoung', 'prepare')), tag([], ''));
   assert.notStrictEqual(tag(['--semi-space-growth-factor=8'], ''), tag([], ''));
   const young = "require('v8').getHeapSpaceStatistics().find((space) => space.space_name === 'new_space').space_size";
   const sizes = execFileSync(process.execPath, [...NODE_OPTIONS, '-p', `[${young}, ${grow}, ${young}]`], { encoding: 'utf8' });

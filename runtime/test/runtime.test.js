@@ -4,7 +4,7 @@ const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const http = require('node:http');
 const path = require('node:path');
-const { Runtime } = require('./harness');
+const { NODE_OPTIONS, Runtime } = require('./harness');
 
 // Every model behaves the same over the link, for functions that can be called so, and over HTTP.
 for (const over of ['link', 'http']) describe(over, () => suite(over));
@@ -22,6 +22,25 @@ function suite(over) {
     const helpers = fs.readdirSync(tasks).filter((thread) => thread !== main).map(nice);
     assert.equal(nice(main), 0);
     assert.ok(helpers.includes(10), String(helpers));
+  });
+
+  test('a runtime that is told to prepare itself has the memory that a load needs', async (t) => {
+    if (!NODE_OPTIONS.includes('--max-semi-space-size=8')) return t.skip('V8 may not let the space grow');
+    const prepared = await Runtime.start(over);
+    try {
+      const mb = () => Number(/VmRSS:\s+(\d+)/.exec(fs.readFileSync(`/proc/${prepared.child.pid}/status`, 'utf8'))[1]) / 1024;
+      const before = mb();
+      prepared.send({ t: 'prepare' });
+      await prepared.load('fills', 'const kept = Array.from({ length: 500 }, () => new Array(1024)); module.exports = (cb) => cb(null, { n: kept.length });');
+      assert.ok(mb() - before > 10, `${mb() - before} MB`);
+      assert.deepEqual((await prepared.call('fills')).json, { n: 500 });
+      // Given back with the rest.
+      prepared.send({ t: 'trim' });
+      await prepared.ask({ t: 'ping' });
+      assert.ok(mb() - before < 10, `${mb() - before} MB after it was trimmed`);
+    } finally {
+      await prepared.stop();
+    }
   });
 
   test('webtask: arities, falsy data, promise', async () => {

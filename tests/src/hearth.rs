@@ -244,6 +244,12 @@ impl Hearth {
         .await;
     }
 
+    /// Containers that wait when the pool is full.
+    #[must_use]
+    pub fn pool_size(&self) -> usize {
+        self.options.pool_size
+    }
+
     /// Sends a signal to the process.
     ///
     /// # Panics

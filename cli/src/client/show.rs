@@ -143,9 +143,10 @@ pub fn status(value: &Value, as_json: bool) -> Result<()> {
     writeln!(out, "hearth {}, up {} s, {}", n("/version"), n("/uptime_s"), n("/engine"))?;
     writeln!(
         out,
-        "pool        {} of {} ({} preloaded, {} being made); {} made, {} failed",
+        "pool        {} of {} ({} prepared, {} preloaded, {} being made); {} made, {} failed",
         n("/handler/pool/level"),
         n("/handler/pool/target"),
+        n("/handler/pool/prepared"),
         n("/handler/pool/preloaded"),
         n("/handler/pool/creating"),
         n("/handler/pool/refills"),

@@ -3,11 +3,12 @@
 //! Refilling is concurrent but paced: creating a container costs as much CPU as thousands of requests, so while requests run only one
 //! is made at a time, with a pause as long as the making took, and none is begun while a request that has just claimed one is still
 //! starting, unless the pool runs low. The target follows demand: it grows while claims find the pool
-//! empty and shrinks again afterwards. Part of the pool may have the modules loaded that are most in demand here; such a container goes
+//! empty and shrinks again afterwards. A runtime is ready as soon as it can be; once the pool is full each is told to prepare itself, which
+//! takes memory (some 15 MB until its first tenant has been idle for a while) and makes loads quicker. Part of the pool may have the modules loaded that are most in demand here; such a container goes
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 
 use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
-use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT};
+use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime};
 use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
@@ -36,6 +37,8 @@ const AFTER_CLAIM: Duration = Duration::from_millis(40);
 const WHILE_LOADING_MAX: Duration = Duration::from_millis(250);
 /// Requests per look, beyond those that claimed, from which this node counts as busy.
 const BUSY_FROM: u64 = 5;
+/// How long a runtime has for getting prepared before the next container's is told; one takes 10 to 15 ms.
+const PREPARING: Duration = Duration::from_millis(25);
 /// Weight of a waiting container against those with a tenant (1024).
 const WAITING_CPU_SHARES: u32 = 128;
 /// The same of one with a tenant.
@@ -55,6 +58,14 @@ pub(super) struct Waiting {
     pub preloaded: BTreeSet<BuildKey>,
     /// What its container had when Node.js started in it.
     pub memory_mb: u64,
+    /// Since when its runtime has got itself prepared.
+    pub prepared: Option<Instant>,
+}
+
+impl Waiting {
+    fn is_prepared(&self) -> bool {
+        self.prepared.is_some_and(|since| since.elapsed() >= PREPARING)
+    }
 }
 
 /// What was claimed lately.
@@ -100,11 +111,12 @@ impl Pool {
         }
     }
 
-    /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better.
+    /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better; among equals one
+    /// that is prepared.
     pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
         let mut waiting = self.waiting.lock();
         let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
-        let (at, _) = fitting.max_by_key(|(_, w)| w.preloaded.len())?;
+        let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), w.is_prepared()))?;
         let taken = waiting.swap_remove(at);
         drop(waiting);
         self.claimed.fetch_add(1, Relaxed);
@@ -128,12 +140,25 @@ impl Pool {
         self.waiting.lock().iter().filter(|w| !w.preloaded.is_empty()).count()
     }
 
+    pub fn prepared(&self) -> usize {
+        self.waiting.lock().iter().filter(|w| w.is_prepared()).count()
+    }
+
     pub fn creating(&self) -> usize {
         self.creating.load(Relaxed)
     }
 
     pub fn target(&self) -> usize {
         self.target.load(Relaxed)
+    }
+
+    /// Lets one more container get prepared; returns whether there was one.
+    fn prepare_one(&self) -> bool {
+        let mut waiting = self.waiting.lock();
+        let Some(next) = waiting.iter_mut().find(|w| w.prepared.is_none()) else { return false };
+        next.control.tell(&ToRuntime::Prepare);
+        next.prepared = Some(Instant::now());
+        true
     }
 
     /// Destroys what waits.
@@ -253,7 +278,7 @@ pub(super) async fn create(
     };
     let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
     match control::open_when_ready(&slot.run(), control::new_secret(), handler.config.start_timeout).await {
-        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb }),
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb, prepared: None }),
         Err(error) => {
             let output = handler.deps.sandbox.output(&running.id).await.unwrap_or_default();
             tracing::error!(slot = slot.number, error, output, "a container's runtime did not come up");
@@ -282,7 +307,7 @@ pub(super) async fn apply_limits(
     }
     let Waiting { running, slot, control, node, .. } = waiting;
     match control.restart(&slot.run(), RESTART_TIMEOUT).await {
-        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb }),
+        Ok(control) => Ok(Waiting { running, slot, control, node, preloaded: BTreeSet::new(), memory_mb, prepared: None }),
         Err(error) => {
             tracing::warn!(slot = slot.number, error, "a container could not be given a larger heap; making another");
             discard(handler, running, slot).await;
@@ -345,6 +370,8 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             if missing > 0 { from.saturating_duration_since(Instant::now()).max(Duration::from_millis(2)) } else { LOOK_EVERY };
         if loading {
             pause = pause.min(AFTER_CLAIM);
+        } else if missing == 0 && making.is_empty() && pool.prepare_one() && !busy(&handler) {
+            pause = PREPARING;
         }
         tokio::select! {
             () = handler.leaving.cancelled() => break,

@@ -56,6 +56,8 @@ pub struct PoolStatus {
     pub level: usize,
     /// Of them with popular modules loaded.
     pub preloaded: usize,
+    /// Of them prepared: what a load would need memory for they have already.
+    pub prepared: usize,
     /// What the level should be.
     pub target: usize,
     /// Containers being made.
@@ -153,6 +155,7 @@ impl Handler {
             pool: PoolStatus {
                 level: self.pool.level(),
                 preloaded: self.pool.preloaded(),
+                prepared: self.pool.prepared(),
                 target: self.pool.target(),
                 creating: self.pool.creating(),
                 refills: read(&c.refills),

@@ -50,6 +50,29 @@ async fn make_down_stops_what_runs_on_a_data_directory() {
     assert!(again.contains("nothing runs"), "{again}");
 }
 
+/// Not while the pool is being filled, since that takes a tenth of what making a container does.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_full_pool_prepare_themselves() {
+    let hearth = Hearth::start().await;
+    until("all waiting containers to be prepared", async || {
+        (hearth.status().await["handler"]["pool"]["prepared"] == hearth.pool_size()).then_some(())
+    })
+    .await;
+    for container in hearth.docker().running() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).expect("it runs");
+        let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        assert!(kb > Some(24 * 1024), "it has taken its memory: {status}");
+    }
+    // Its first tenant gets one of them, and another takes its place.
+    hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
+    hearth.get("acme/main/f").await.expect(200);
+    until("the new one to be prepared, too", async || {
+        let pool = &hearth.status().await["handler"]["pool"];
+        (pool["prepared"] == hearth.pool_size() && pool["refills"].as_u64()? > hearth.pool_size() as u64).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_process_is_followed_by_one_that_adopts_its_containers() {
     let mut hearth = Hearth::with(Options { keep_containers: true, ..Options::default() }).await;
