@@ -23,6 +23,7 @@ use std::{
 };
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -127,6 +128,8 @@ async fn work(config: Config, coordination: Coordination, data_dir: PathBuf) -> 
                     None => tell(&notices, path),
                 }),
             };
+            // Its tasks run where it is started.
+            let _beside_requests = docker.background().filter(|_| config.role == Role::Up).map(Handle::enter);
             Some(Builder::start(settings.builder.clone(), deps).context("starting the builder")?)
         }
     };

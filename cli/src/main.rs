@@ -86,6 +86,10 @@ fn main() -> ExitCode {
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
     match run(cli.command) {
         Ok(code) => code,
+        // Who reads the output has seen enough, as `head` does.
+        Err(error) if error.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("hearth: {error:#}");
             ExitCode::from(client::exit_code(&error))

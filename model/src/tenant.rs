@@ -14,6 +14,8 @@ pub struct TenantLimits {
     pub rate_per_s: u32,
     /// Requests above the average that may come at once.
     pub burst: u32,
+    /// Of its functions' answers, MiB per second on one node, all together; what is faster waits. A burst of 16 MiB passes at once.
+    pub answer_mb_per_s: u32,
     /// Functions that it may keep.
     pub functions_max: u32,
     /// Containers that it may keep.
@@ -36,6 +38,7 @@ impl Default for TenantLimits {
             concurrency: 2_000,
             rate_per_s: 20_000,
             burst: 20_000,
+            answer_mb_per_s: 128,
             functions_max: 10_000,
             containers_max: 1_000,
             memory_mb_max: 1_024,

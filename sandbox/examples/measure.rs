@@ -98,7 +98,9 @@ async fn main() -> Result<()> {
     let sandbox = DockerSandbox::connect(config("calls", net::Mode::None)).await?;
     let (made, _) = create(&sandbox, root, 2).await?;
     let instance = config("attach", net::Mode::Public).instance;
-    let net::Start::Running(egress, _) = net::Egress::start(&net::Config::default(), &instance).await? else {
+    let net::Start::Running(egress, _) =
+        net::Egress::start(&net::Config::default(), &instance, tokio::runtime::Handle::current()).await?
+    else {
         bail!("egress does not work on this machine");
     };
     let (mut attach, mut freeze, mut thaw, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

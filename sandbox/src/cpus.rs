@@ -29,6 +29,16 @@ impl CpuSet {
         Ok(Self(cpus))
     }
 
+    /// As a thread's affinity.
+    pub(crate) fn affinity(&self) -> rustix::thread::CpuSet {
+        let mut set = rustix::thread::CpuSet::new();
+        // The kernel knows more CPUs than this type does; those are left out.
+        for cpu in self.0.iter().map(|cpu| *cpu as usize).filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU) {
+            set.set(cpu);
+        }
+        set
+    }
+
     /// How many.
     pub(crate) fn len(&self) -> usize {
         self.0.len()

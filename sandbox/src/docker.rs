@@ -19,7 +19,9 @@ pub use options::{BUILD_DIR, LABEL_INSTANCE, LABEL_NODE, LABEL_PURPOSE, LABEL_SL
 pub use slot_dir::{share_mounts, unmount_below};
 
 use crate::{
-    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage, cgroup,
+    Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage,
+    background::Background,
+    cgroup,
     cpus::{self, CpuSet},
     image,
     net::{self, Egress, NetError},
@@ -44,6 +46,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tokio::runtime::Handle;
 
 /// Most bytes that [`Sandbox::output`] gives back.
 pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -61,6 +64,7 @@ struct Inner {
     hierarchy: Option<cgroup::Hierarchy>,
     /// CPUs for background work, where some are set aside.
     background_cpus: Option<CpuSet>,
+    background: Option<Background>,
     egress: Option<Egress>,
     /// Weaknesses found while connecting.
     warnings: Vec<String>,
@@ -109,22 +113,27 @@ impl DockerSandbox {
             })
             .ok();
         let background_cpus = background_cpus(&config, hierarchy.as_ref(), &mut warnings)?;
+        let background = background_cpus.as_ref().map(Background::start).transpose();
+        let background = background.map_err(|e| SandboxError::Failed { call: "start threads", detail: e.to_string() })?;
+        let aside = background.as_ref().and_then(Background::handle).cloned().unwrap_or_else(Handle::current);
         let egress = match config.egress.mode {
             _ if !with_egress => None,
             net::Mode::None => None,
-            net::Mode::Public => match Egress::start(&config.egress, &config.instance).await.map_err(|e| egress_failed(&e))? {
-                net::Start::Running(egress, weak) => {
-                    warnings.extend(weak);
-                    Some(egress)
+            net::Mode::Public => {
+                match Egress::start(&config.egress, &config.instance, aside).await.map_err(|e| egress_failed(&e))? {
+                    net::Start::Running(egress, weak) => {
+                        warnings.extend(weak);
+                        Some(egress)
+                    }
+                    net::Start::Unavailable(reason) => {
+                        warnings.push(reason);
+                        None
+                    }
                 }
-                net::Start::Unavailable(reason) => {
-                    warnings.push(reason);
-                    None
-                }
-            },
+            }
         };
         let state = Mutex::new(State::default());
-        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, background_cpus, egress, warnings, state }) })
+        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, background_cpus, background, egress, warnings, state }) })
     }
 
     /// Makes sure that the engine has the image of `purpose`, building it where needed; `progress` gets lines for people. Images
@@ -145,6 +154,12 @@ impl DockerSandbox {
             Some(image) => Err(image::ImageError::Configured { image: image.clone() }),
             None => image::ensure(docker, cache_dir, purpose, progress).await,
         }
+    }
+
+    /// Where to run what no request waits for, on a machine that serves requests: on the CPUs for background work, if some are set aside.
+    #[must_use]
+    pub fn background(&self) -> Option<&Handle> {
+        self.inner.background.as_ref()?.handle()
     }
 
     /// For the end of a node's life: takes the packet filter away if no container of the instance is left that it would protect.

@@ -2,6 +2,7 @@
 //! can choose but sizes within limits, destroys them, freezes and thaws them, and finds those of an earlier life of this node.
 //! It does not know tenants, functions or HTTP.
 
+mod background;
 mod cgroup;
 pub mod conformance;
 mod cpus;

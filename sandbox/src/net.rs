@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{io::AsyncWriteExt, process::Command, task::JoinHandle};
+use tokio::{io::AsyncWriteExt, process::Command, runtime::Handle, task::JoinHandle};
 
 /// What containers see as their router and resolver. Link-local, so that it clashes with nothing on any machine; no interface
 /// carries it, the packet filter sends what goes to its port 53 on to the node's resolvers.
@@ -177,6 +177,8 @@ pub struct Egress {
     shared: Arc<Shared>,
     links: link::Links,
     watch: JoinHandle<()>,
+    /// For what nobody waits for.
+    aside: Handle,
 }
 
 struct Shared {
@@ -216,8 +218,8 @@ impl Drop for Egress {
 }
 
 impl Egress {
-    /// Applies the rules of `instance` in this process's network namespace and keeps them in place.
-    pub async fn start(config: &Config, instance: &str) -> Result<Start, NetError> {
+    /// Applies the rules of `instance` in this process's network namespace and keeps them in place. What nobody waits for runs in `aside`.
+    pub async fn start(config: &Config, instance: &str, aside: Handle) -> Result<Start, NetError> {
         config.validate()?;
         if !rustix::process::geteuid().is_root() {
             return Ok(Start::Unavailable("egress is off: it needs root; run as root, or set egress.mode = \"none\"".to_owned()));
@@ -257,8 +259,8 @@ impl Egress {
         let shared = Arc::new(Shared { state: tokio::sync::Mutex::new(state), ruleset });
         run("nft", &["-f", "-"], Some(&text)).await?;
         warnings.extend(shared.pass_engine_filter().await);
-        let watch = tokio::spawn(watch(Arc::clone(&shared)));
-        Ok(Start::Running(Self { shared, links, watch }, warnings))
+        let watch = aside.spawn(watch(Arc::clone(&shared)));
+        Ok(Start::Running(Self { shared, links, watch, aside }, warnings))
     }
 
     /// Gives the container with process `pid` its interface, address and routes.
@@ -311,8 +313,12 @@ impl Egress {
     /// What went through each slot's interface.
     pub async fn traffic(&self) -> Result<HashMap<u32, Traffic>, NetError> {
         let mut traffic = self.links.traffic().await?;
-        let opened = run("nft", &["-j", "list", "set", "inet", &self.shared.ruleset.table, "opened"], None).await?;
-        let opened = policy::counters(&opened);
+        let shared = Arc::clone(&self.shared);
+        let opened = self.aside.spawn(async move {
+            let listed = run("nft", &["-j", "list", "set", "inet", &shared.ruleset.table, "opened"], None).await?;
+            Ok(policy::counters(&listed))
+        });
+        let opened = opened.await.map_err(|e| NetError::Tool { tool: "nft", detail: e.to_string() })??;
         for (slot, address) in self.links.addresses().await? {
             if let (Some(traffic), Some(connections)) = (traffic.get_mut(&slot), opened.get(&address)) {
                 traffic.connections = *connections;

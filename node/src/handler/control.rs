@@ -189,22 +189,34 @@ struct Lines {
 impl Lines {
     /// The next message; none at the end. Longer lines than allowed and lines that are no message are errors.
     async fn next(&mut self) -> Result<Option<FromRuntime>, String> {
+        self.next_unless(|_| false).await
+    }
+
+    /// The same, without those that `skipped` says of before they are read.
+    async fn next_unless(&mut self, mut skipped: impl FnMut(&[u8]) -> bool) -> Result<Option<FromRuntime>, String> {
+        while self.fill().await? {
+            if !skipped(&self.line) {
+                return serde_json::from_slice(&self.line).map(Some).map_err(|e| format!("a line that is no message: {e}"));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether there is another line.
+    async fn fill(&mut self) -> Result<bool, String> {
         self.line.clear();
         let limit = limits::CONTROL_MESSAGE_BYTES_MAX as u64;
         let n = (&mut self.reader).take(limit).read_until(b'\n', &mut self.line).await.map_err(|e| e.to_string())?;
-        if n == 0 {
-            return Ok(None);
-        }
-        if self.line.last() != Some(&b'\n') {
+        if n > 0 && self.line.last() != Some(&b'\n') {
             return Err(format!("a message is longer than {limit} bytes, or cut"));
         }
-        serde_json::from_slice(&self.line).map(Some).map_err(|e| format!("a line that is no message: {e}"))
+        Ok(n > 0)
     }
 }
 
 async fn read(shared: Arc<Shared>, mut lines: Lines) -> Result<(), String> {
     let mut allowance = inbound::Allowance::new();
-    while let Some(message) = lines.next().await? {
+    while let Some(message) = lines.next_unless(|line| inbound::is_over(&shared, &mut allowance, line)).await? {
         match message {
             FromRuntime::Loaded { id, .. } | FromRuntime::Preloaded { id, .. } | FromRuntime::Pong { id } => {
                 // An answer to a question that nobody asked, or no longer waits for, is nobody's.

@@ -30,16 +30,22 @@ pub(super) struct Owner {
     pub log_bytes_per_s: u64,
 }
 
+/// How a runtime begins a line of output.
+const LOG_PREFIX: &[u8] = b"{\"t\":\"log\",";
+/// After a line that was over the rate, how long output is dropped without being read: reading costs more than all else of it.
+const UNREAD: Duration = Duration::from_millis(50);
+
 /// A token bucket over bytes of output.
 pub(super) struct Allowance {
     used: f64,
     since: Instant,
     dropped: u64,
+    unread_until: Option<Instant>,
 }
 
 impl Allowance {
     pub fn new() -> Self {
-        Self { used: 0.0, since: Instant::now(), dropped: 0 }
+        Self { used: 0.0, since: Instant::now(), dropped: 0, unread_until: None }
     }
 
     /// Four seconds' worth may come at once.
@@ -49,11 +55,32 @@ impl Allowance {
         self.since = now;
         if self.used + bytes as f64 > per_s as f64 * 4.0 {
             self.dropped += 1;
+            self.unread_until = Some(now + UNREAD);
             return false;
         }
         self.used += bytes as f64;
         true
     }
+
+    /// Drops output for a moment after some was over the rate.
+    fn is_over(&mut self, line: &[u8]) -> bool {
+        let over = self.unread_until.is_some_and(|until| Instant::now() < until);
+        if !over {
+            self.unread_until = None;
+        }
+        let dropped = over && line.starts_with(LOG_PREFIX);
+        self.dropped += u64::from(dropped);
+        dropped
+    }
+}
+
+/// Whether this is a line of output that need not be read to know that it is over the rate.
+pub(super) fn is_over(shared: &Shared, allowance: &mut Allowance, line: &[u8]) -> bool {
+    let over = allowance.is_over(line);
+    if over && let Some(owner) = shared.owner.get() {
+        owner.usage.log_lines_dropped.fetch_add(1, Relaxed);
+    }
+    over
 }
 
 /// Takes one message. Before the claim nobody owns what is said, and it is dropped.
@@ -165,6 +192,12 @@ mod tests {
         let mut allowance = Allowance::new();
         let admitted = (0..100).filter(|_| allowance.admit(100, 1_000)).count();
         assert_eq!((admitted, allowance.dropped), (40, 60));
+        // As the runtime's `JSON.stringify` has it.
+        let line = br#"{"t":"log","function":"f","level":"info","line":"x","at":1}"#;
+        assert!(allowance.is_over(line) && allowance.dropped == 61, "not even read");
+        assert!(!allowance.is_over(br#"{"t":"pong","id":1}"#), "all else is");
+        tokio::time::advance(UNREAD).await;
+        assert!(!allowance.is_over(line) && allowance.dropped == 61);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(allowance.admit(1_000, 1_000));
     }

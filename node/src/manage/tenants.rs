@@ -88,20 +88,23 @@ pub(crate) async fn put(
     let name: TenantName = tenant.parse()?;
     caller.require(&name, Scope::Admin)?;
     let limits = api.limits(&spec)?;
-    for (field, value) in [("concurrency", limits.concurrency), ("rate_per_s", limits.rate_per_s), ("burst", limits.burst)] {
+    let rates = [
+        ("concurrency", limits.concurrency),
+        ("rate_per_s", limits.rate_per_s),
+        ("burst", limits.burst),
+        ("answer_mb_per_s", limits.answer_mb_per_s),
+    ];
+    for (field, value) in rates {
         if value == 0 {
             return Err(ApiError::invalid(format!("limits.{field}"), "0 would let nothing pass; use 1 or more"));
         }
     }
     let counts = [
-        ("concurrency", limits.concurrency),
-        ("rate_per_s", limits.rate_per_s),
-        ("burst", limits.burst),
         ("functions_max", limits.functions_max),
         ("containers_max", limits.containers_max),
         ("builds_per_hour", limits.builds_per_hour),
     ];
-    if let Some((field, _)) = counts.into_iter().find(|(_, value)| *value > LIMIT_MAX) {
+    if let Some((field, _)) = rates.into_iter().chain(counts).find(|(_, value)| *value > LIMIT_MAX) {
         return Err(ApiError::invalid(format!("limits.{field}"), format!("use {LIMIT_MAX} or less")));
     }
     if limits.memory_mb_max > u64::from(LIMIT_MAX) {

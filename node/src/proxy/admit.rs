@@ -1,4 +1,4 @@
-//! Admission per tenant: how many requests at once, and how many per second. One gate per tenant and node, kept alive by the
+//! Admission per tenant: how many requests at once, how many per second, and how fast their answers. One gate per tenant and node, kept alive by the
 //! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
 
 use crate::{
@@ -13,8 +13,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// Bytes of a tenant's answers that are not slowed when none has come for a while.
+const ANSWER_BURST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,9 @@ pub struct Gate {
     burst: AtomicU32,
     /// The generic cell rate algorithm's theoretical arrival time, in nanoseconds after `start` (ITU-T I.371).
     arrival_ns: AtomicU64,
+    answer_bytes_per_s: AtomicU64,
+    /// The same of the answers' bytes.
+    answered_ns: AtomicU64,
     start: Instant,
     usage: Arc<Usage>,
     uploads: Arc<Uploads>,
@@ -55,6 +61,8 @@ impl Gate {
             rate_per_s: AtomicU32::new(0),
             burst: AtomicU32::new(0),
             arrival_ns: AtomicU64::new(0),
+            answer_bytes_per_s: AtomicU64::new(0),
+            answered_ns: AtomicU64::new(0),
             start: Instant::now(),
             usage,
             uploads: Arc::default(),
@@ -67,6 +75,7 @@ impl Gate {
         self.concurrency.store(limits.concurrency, Relaxed);
         self.rate_per_s.store(limits.rate_per_s.max(1), Relaxed);
         self.burst.store(limits.burst.max(1), Relaxed);
+        self.answer_bytes_per_s.store(u64::from(limits.answer_mb_per_s.max(1)) * 1024 * 1024, Relaxed);
     }
 
     /// Requests in flight.
@@ -87,8 +96,7 @@ impl Gate {
     /// # Errors
     /// [`Refused`] when a limit is reached; nothing is counted then.
     pub fn admit(self: &Arc<Self>, spread: u32) -> Result<Permit, Refused> {
-        let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let admitted = self.admit_at(now_ns, spread);
+        let admitted = self.admit_at(self.now_ns(), spread);
         let counter = if admitted.is_ok() { &self.usage.requests } else { &self.usage.refused };
         counter.fetch_add(1, Relaxed);
         admitted
@@ -106,13 +114,28 @@ impl Gate {
         admitted
     }
 
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// How long an answer that has just sent so many bytes must wait with the next ones. Nothing is refused: what is over the rate has
+    /// been sent, and makes all of the tenant's answers wait.
+    fn answered_at(&self, now_ns: u64, bytes: usize, spread: u32) -> Option<Duration> {
+        let rate = self.answer_bytes_per_s.load(Relaxed).div_ceil(u64::from(spread.max(1)));
+        let ns = |bytes: u64| bytes.saturating_mul(1_000_000_000) / rate;
+        let taken_ns = ns(bytes as u64);
+        let before_ns = self.answered_ns.fetch_update(Relaxed, Relaxed, |at| Some(at.max(now_ns).saturating_add(taken_ns)));
+        let ahead_ns = before_ns.unwrap_or_default().max(now_ns).saturating_add(taken_ns) - now_ns;
+        ahead_ns.checked_sub(ns(ANSWER_BURST_BYTES)).filter(|wait| *wait > 0).map(Duration::from_nanos)
+    }
+
     fn admit_at(self: &Arc<Self>, now_ns: u64, spread: u32) -> Result<Permit, Refused> {
         let limit = share(self.concurrency.load(Relaxed), spread);
         if self.in_flight.fetch_add(1, Relaxed) >= limit {
             self.in_flight.fetch_sub(1, Relaxed);
             return Err(Refused::Concurrency { limit });
         }
-        let permit = Permit(Arc::clone(self));
+        let permit = Permit { gate: Arc::clone(self), spread };
         let rate = share(self.rate_per_s.load(Relaxed), spread);
         let increment_ns = 1_000_000_000 / u64::from(rate);
         let tolerance_ns = increment_ns * u64::from(share(self.burst.load(Relaxed), spread) - 1);
@@ -133,11 +156,21 @@ fn share(limit: u32, spread: u32) -> u32 {
 
 /// One admitted request.
 #[derive(Debug)]
-pub struct Permit(Arc<Gate>);
+pub struct Permit {
+    gate: Arc<Gate>,
+    spread: u32,
+}
+
+impl Permit {
+    /// Counts bytes of the answer; returns how long it must wait with the next ones, so that the tenant's answers keep to their rate.
+    pub(super) fn answered(&self, bytes: usize) -> Option<Duration> {
+        self.gate.answered_at(self.gate.now_ns(), bytes, self.spread)
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.gate.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -213,6 +246,22 @@ mod tests {
         assert!(gate.admit_at(100_000_000, 1).is_ok());
         assert!(gate.admit_at(100_000_000, 1).is_err());
         assert_eq!(gate.in_flight(), 0, "refused and finished requests count no longer");
+    }
+
+    #[test]
+    fn answers_pass_in_a_burst_and_then_at_their_rate_together() {
+        let gate = Gate::new(&TenantLimits { answer_mb_per_s: 2, ..TenantLimits::default() }, Arc::default());
+        let mb = 1024 * 1024;
+        for _ in 0..16 {
+            assert_eq!(gate.answered_at(0, mb, 1), None);
+        }
+        assert_eq!(gate.answered_at(0, mb, 1), Some(Duration::from_millis(500)));
+        assert_eq!(gate.answered_at(0, mb, 1), Some(Duration::from_secs(1)), "another answer waits for the first, too");
+        assert_eq!(gate.answered_at(1_000_000_000, 0, 1), None, "and then no longer");
+        assert_eq!(gate.answered_at(1_000_000_000, mb, 1), Some(Duration::from_millis(500)));
+        assert_eq!(gate.answered_at(100_000_000_000, 16 * mb, 1), None, "after a pause the burst is back");
+        let half = Gate::new(&TenantLimits { answer_mb_per_s: 2, ..TenantLimits::default() }, Arc::default());
+        assert_eq!(half.answered_at(0, 17 * mb, 2), Some(Duration::from_secs(1)), "one of two nodes sends half of it");
     }
 
     #[test]

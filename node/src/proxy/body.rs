@@ -214,24 +214,41 @@ pub(super) struct FunctionBody {
     /// How long the function may be silent, and the timer for it, made when it first is.
     silence_max: Duration,
     silence: Option<Pin<Box<Sleep>>>,
+    /// Until when its tenant's answers are over their rate.
+    pause: Option<Pin<Box<Sleep>>>,
     ended: bool,
     exchange: Option<Exchange>,
 }
 
 impl FunctionBody {
     pub fn new(inner: AnswerBody, silence_max: Duration, exchange: Exchange) -> Self {
-        Self { inner, silence_max, silence: None, ended: false, exchange: Some(exchange) }
+        Self { inner, silence_max, silence: None, pause: None, ended: false, exchange: Some(exchange) }
+    }
+
+    /// The function has said something, or could not.
+    fn heard(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.as_mut().reset(Instant::now() + self.silence_max);
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+            self.heard();
+        }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
-                if let Some(silence) = &mut self.silence {
-                    silence.as_mut().reset(Instant::now() + self.silence_max);
-                }
+                self.heard();
                 match frame {
                     // Trailers are hop-by-hop for us: they end here.
-                    Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+                    Some(Ok(frame)) if frame.is_data() => {
+                        let bytes = frame.data_ref().map_or(0, Bytes::len);
+                        let wait = self.exchange.as_ref().and_then(|exchange| exchange.permit.answered(bytes));
+                        self.pause = wait.map(|wait| Box::pin(tokio::time::sleep(wait)));
+                        Poll::Ready(Some(Ok(frame)))
+                    }
                     Some(Ok(_)) | None => {
                         self.ended = true;
                         Poll::Ready(None)

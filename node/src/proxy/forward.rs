@@ -236,7 +236,7 @@ pub(super) struct Exchange {
     pub lease: Lease,
     pub upload: Rc<Upload>,
     pub _held: Held,
-    pub _permit: Permit,
+    pub permit: Permit,
 }
 
 impl Exchange {

@@ -378,7 +378,7 @@ async fn forward_call(
         let linked = !upgrades && container.is_linked(call.version);
         match tokio::time::timeout(timeout, forward::send(worker, &container, outgoing, &call_header, linked)).await {
             Ok(Ok((response, sender))) => {
-                let exchange = Exchange { worker: Rc::clone(worker), sender, lease, upload, _held: held, _permit: permit };
+                let exchange = Exchange { worker: Rc::clone(worker), sender, lease, upload, _held: held, permit };
                 let times = Times { began: call.began, routed, forwarded };
                 return finish(worker, call, times, exchange, response, client_side).await.map_err(|f| f.after(start));
             }

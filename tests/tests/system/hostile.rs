@@ -72,6 +72,32 @@ async fn bombs_harm_their_own_container_only() {
     assert!(inodes_before.saturating_sub(inodes) < 100_000, "the disk lost {} inodes", inodes_before.saturating_sub(inodes));
 }
 
+/// At full speed two answers of a gigabyte keep node and machine busy for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_keep_to_their_tenants_rate() {
+    let hearth = Hearth::start().await;
+    let limits = json!({ "limits": { "answer_mb_per_s": 8 } });
+    Answer::of(hearth.api(Method::PUT, "/tenants/bad").json(&limits)).await.expect(201);
+    // One model answers over the link, the other over HTTP.
+    let write = "let n = 0; const mb = Buffer.alloc(1 << 20, 'x'); const more = () => { while (n++ < 16) if (!res.write(mb)) return res.once('drain', more); res.end(); }; more();";
+    hearth.deploy("bad/main/webtask", json!({ "code": format!("module.exports = (context, req, res) => {{ {write} }};") })).await;
+    hearth
+        .deploy("bad/main/node", json!({ "code": format!("module.exports = (req, res) => {{ {write} }};"), "model": "node" }))
+        .await;
+    for function in ["webtask", "node"] {
+        assert_eq!(hearth.get(&format!("bad/main/{function}?warm")).await.expect(200).text.len(), 16 << 20, "{function}");
+    }
+    let began = std::time::Instant::now();
+    let (webtask, node) = tokio::join!(hearth.get("bad/main/webtask"), hearth.get("bad/main/node"));
+    assert_eq!((webtask.expect(200).text.len(), node.expect(200).text.len()), (16 << 20, 16 << 20), "nothing is lost");
+    // What has not been slowed is 16 MiB at most.
+    assert!(began.elapsed().as_secs_f64() > 1.9, "32 MiB took {:?}", began.elapsed());
+    hearth.deploy_code("good/main/f", OK).await;
+    hearth.get("good/main/f").await.expect(200);
+    let refused = hearth.api(Method::PUT, "/tenants/none").json(&json!({ "limits": { "answer_mb_per_s": 0 } }));
+    assert!(Answer::of(refused).await.expect(400).text.contains("answer_mb_per_s"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_requests_is_the_floods_problem() {
     let hearth = Hearth::start().await;
