@@ -134,6 +134,8 @@ CONTROLS = [
             "lib", "concurrency_at_the_bound_and_one_past_it"),
     Control("37", "node/src/proxy/admit.rs", "(arrival_ns <= now_ns.saturating_add(tolerance_ns)).then(", "(arrival_ns < u64::MAX - tolerance_ns).then(",
             "lib", "the_rate_lets_a_burst_pass_and_then_its_average"),
+    Control("37", "node/src/proxy/body.rs", "self.pause = wait.map(|wait| Box::pin(tokio::time::sleep(wait)));", "drop(wait);",
+            "system", "answers_keep_to_their_tenants_rate"),
     Control("37", "node/src/handler/busy.rs", "let wanted = !all_busy && (busy", "let wanted = all_busy && (busy",
             "system", "a_busy_container_keeps_to_the_cpus_for_background_work", 2),
     Control("38", "node/src/manage/audit.rs", 'mutating: !matches!(request.method().as_str(), "GET" | "HEAD" | "OPTIONS"),', 'mutating: matches!(request.method().as_str(), "PATCH"),',
