@@ -77,14 +77,12 @@ function createControl({ restart }) {
         functions.unload(message.function, message.version);
         break;
       case 'trim':
-        try {
-          trim();
-        } catch {
-          // A function has altered what it needs; its container stays as large as it is.
-        }
-        break;
       case 'prepare':
-        prepare();
+        try {
+          (message.t === 'trim' ? trim : prepare)();
+        } catch {
+          // A function or a module has altered what it needs; the container stays as it is.
+        }
         break;
       case 'restart':
         restart();

@@ -63,11 +63,14 @@ const MAY_GROW = process.execArgv.some((option) => option.startsWith('--max-semi
 function growYoung(garbage = 0) {
   if (!MAY_GROW) return;
   v8.setFlagsFromString('--semi-space-growth-factor=8');
-  const make = () => new Array(ARRAY_BYTES / 8);
-  const survivors = [];
-  for (let i = 0; i < 300; i++) survivors[i % 150] = make();
-  for (let made = 0; made < garbage; made += ARRAY_BYTES) survivors[0] = make();
-  v8.setFlagsFromString('--semi-space-growth-factor=2');
+  try {
+    const make = () => new Array(ARRAY_BYTES / 8);
+    const survivors = [];
+    for (let i = 0; i < 300; i++) survivors[i % 150] = make();
+    for (let made = 0; made < garbage; made += ARRAY_BYTES) survivors[0] = make();
+  } finally {
+    v8.setFlagsFromString('--semi-space-growth-factor=2');
+  }
 }
 
 // At leisure, when the node says so: fills both halves of that space, so that the kernel has given out its pages before modules are

@@ -84,10 +84,13 @@ fn main() -> ExitCode {
         LogFormat::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    let is_client = matches!(cli.command, Command::Client(_));
     match run(cli.command) {
         Ok(code) => code,
         // Who reads the output has seen enough, as `head` does.
-        Err(error) if error.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe) => {
+        Err(error)
+            if is_client && error.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe) =>
+        {
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -14,7 +14,8 @@ pub struct TenantLimits {
     pub rate_per_s: u32,
     /// Requests above the average that may come at once.
     pub burst: u32,
-    /// Of its functions' answers, MiB per second on one node, all together; what is faster waits. A burst of 16 MiB passes at once.
+    /// Of its functions' answers, MiB per second on one node, all together; what is faster waits, for five seconds at most. A burst of 16 MiB
+    /// passes at once. Of a container on several nodes each gives its share.
     pub answer_mb_per_s: u32,
     /// Functions that it may keep.
     pub functions_max: u32,

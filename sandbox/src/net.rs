@@ -259,7 +259,7 @@ impl Egress {
         let shared = Arc::new(Shared { state: tokio::sync::Mutex::new(state), ruleset });
         run("nft", &["-f", "-"], Some(&text)).await?;
         warnings.extend(shared.pass_engine_filter().await);
-        let watch = aside.spawn(watch(Arc::clone(&shared)));
+        let watch = tokio::spawn(watch(Arc::clone(&shared), aside.clone()));
         Ok(Start::Running(Self { shared, links, watch, aside }, warnings))
     }
 
@@ -427,7 +427,7 @@ impl Shared {
 
 /// Puts the rules back when another program (a firewall's restart) has flushed them. The node starts nothing without them, and the
 /// time until they are back is bounded by the interval.
-async fn watch(shared: Arc<Shared>) {
+async fn watch(shared: Arc<Shared>, aside: Handle) {
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
@@ -436,9 +436,13 @@ async fn watch(shared: Arc<Shared>) {
         ticks.tick().await;
         if looked_up.elapsed() >= LOOK_UP_INTERVAL {
             looked_up = tokio::time::Instant::now();
+            // Not aside: claims wait for the lock that it holds.
             shared.look_up_again().await;
         }
-        if !shared.in_place().await {
+        let looking = Arc::clone(&shared);
+        let looked = aside.spawn(async move { (looking.in_place().await, looking.pass_engine_filter().await) });
+        let Ok((in_place, warning)) = looked.await else { return };
+        if !in_place {
             let text = shared.ruleset.text(&shared.state.lock().await.policies);
             match run("nft", &["-f", "-"], Some(&text)).await {
                 Ok(_) => tracing::error!(
@@ -450,7 +454,7 @@ async fn watch(shared: Arc<Shared>) {
                 }
             }
         }
-        if let Some(warning) = shared.pass_engine_filter().await {
+        if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
     }

@@ -215,7 +215,7 @@ impl Reply {
                 let piece = data.split_to(room.min(data.len()));
                 self.put_data(&piece);
             }
-            next = std::future::poll_fn(|cx| poll_data(&mut body, cx)).await;
+            next = if body.is_end_stream() { None } else { std::future::poll_fn(|cx| poll_data(&mut body, cx)).await };
         }
         self.end(frames::END, |_| {});
     }

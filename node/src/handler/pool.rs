@@ -37,6 +37,8 @@ const AFTER_CLAIM: Duration = Duration::from_millis(40);
 const WHILE_LOADING_MAX: Duration = Duration::from_millis(250);
 /// Requests per look, beyond those that claimed, from which this node counts as busy.
 const BUSY_FROM: u64 = 5;
+/// A container with less memory gives back what preparing has taken, before its function is loaded.
+const PREPARED_FROM_MB: u64 = 128;
 /// How long a runtime has for getting prepared before the next container's is told; one takes 10 to 15 ms.
 const PREPARING: Duration = Duration::from_millis(25);
 /// Weight of a waiting container against those with a tenant (1024).
@@ -64,7 +66,16 @@ pub(super) struct Waiting {
 
 impl Waiting {
     fn is_prepared(&self) -> bool {
-        self.prepared.is_some_and(|since| since.elapsed() >= PREPARING)
+        readiness(self.prepared, Instant::now()) == 2
+    }
+}
+
+/// How soon a container would begin to load: one that is just being prepared comes last.
+fn readiness(prepared: Option<Instant>, now: Instant) -> u8 {
+    match prepared {
+        Some(since) if now.saturating_duration_since(since) >= PREPARING => 2,
+        None => 1,
+        Some(_) => 0,
     }
 }
 
@@ -114,9 +125,10 @@ impl Pool {
     /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better; among equals one
     /// that is prepared.
     pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
+        let now = Instant::now();
         let mut waiting = self.waiting.lock();
         let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
-        let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), w.is_prepared()))?;
+        let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), readiness(w.prepared, now)))?;
         let taken = waiting.swap_remove(at);
         drop(waiting);
         self.claimed.fetch_add(1, Relaxed);
@@ -301,6 +313,10 @@ pub(super) async fn apply_limits(
     memory_mb: u64,
     background: bool,
 ) -> Result<Waiting, AcquireError> {
+    if memory_mb < PREPARED_FROM_MB && waiting.prepared.is_some() {
+        // Before the load, which comes over the same connection.
+        waiting.control.tell(&ToRuntime::Trim);
+    }
     let waiting = resize(handler, waiting, memory_mb, background).await?;
     if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
         return Ok(waiting);
@@ -501,6 +517,13 @@ mod tests {
         let pool = Pool::new(&Config { pool_size, ..Config::default() });
         *pool.last_claim.lock() = Some(at);
         pool
+    }
+
+    #[test]
+    fn a_container_that_is_being_prepared_is_taken_last() {
+        let now = Instant::now();
+        let ranks = [Some(now), None, Some(now - PREPARING)].map(|prepared| readiness(prepared, now));
+        assert!(ranks.is_sorted(), "{ranks:?}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use std::{
 
 /// Bytes of a tenant's answers that are not slowed when none has come for a while.
 const ANSWER_BURST_BYTES: u64 = 16 * 1024 * 1024;
+/// How long an answer waits at most: what was sent beyond that is forgiven, since places are held meanwhile.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,15 +120,16 @@ impl Gate {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// How long an answer that has just sent so many bytes must wait with the next ones. Nothing is refused: what is over the rate has
-    /// been sent, and makes all of the tenant's answers wait.
+    /// How long an answer that has just sent so many bytes must wait with the next ones; one that begins has sent none. Nothing is refused:
+    /// what is over the rate has been sent, and makes all of the tenant's answers wait.
     fn answered_at(&self, now_ns: u64, bytes: usize, spread: u32) -> Option<Duration> {
         let rate = self.answer_bytes_per_s.load(Relaxed).div_ceil(u64::from(spread.max(1)));
         let ns = |bytes: u64| bytes.saturating_mul(1_000_000_000) / rate;
-        let taken_ns = ns(bytes as u64);
-        let before_ns = self.answered_ns.fetch_update(Relaxed, Relaxed, |at| Some(at.max(now_ns).saturating_add(taken_ns)));
-        let ahead_ns = before_ns.unwrap_or_default().max(now_ns).saturating_add(taken_ns) - now_ns;
-        ahead_ns.checked_sub(ns(ANSWER_BURST_BYTES)).filter(|wait| *wait > 0).map(Duration::from_nanos)
+        let (taken_ns, burst_ns) = (ns(bytes as u64), ns(ANSWER_BURST_BYTES));
+        let latest_ns = now_ns.saturating_add(burst_ns).saturating_add(ANSWER_WAIT_MAX.as_nanos() as u64);
+        let after = |at: u64| at.max(now_ns).saturating_add(taken_ns).min(latest_ns);
+        let before_ns = self.answered_ns.fetch_update(Relaxed, Relaxed, |at| Some(after(at))).unwrap_or_default();
+        (after(before_ns) - now_ns).checked_sub(burst_ns).filter(|wait| *wait > 0).map(Duration::from_nanos)
     }
 
     fn admit_at(self: &Arc<Self>, now_ns: u64, spread: u32) -> Result<Permit, Refused> {
@@ -260,6 +263,14 @@ mod tests {
         assert_eq!(gate.answered_at(1_000_000_000, 0, 1), None, "and then no longer");
         assert_eq!(gate.answered_at(1_000_000_000, mb, 1), Some(Duration::from_millis(500)));
         assert_eq!(gate.answered_at(100_000_000_000, 16 * mb, 1), None, "after a pause the burst is back");
+        for _ in 0..100 {
+            gate.answered_at(200_000_000_000, 16 * mb, 1);
+        }
+        assert_eq!(
+            gate.answered_at(200_000_000_000, 0, 1),
+            Some(ANSWER_WAIT_MAX),
+            "one that begins waits, too, and never for longer"
+        );
         let half = Gate::new(&TenantLimits { answer_mb_per_s: 2, ..TenantLimits::default() }, Arc::default());
         assert_eq!(half.answered_at(0, 17 * mb, 2), Some(Duration::from_secs(1)), "one of two nodes sends half of it");
     }

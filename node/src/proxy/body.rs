@@ -222,7 +222,8 @@ pub(super) struct FunctionBody {
 
 impl FunctionBody {
     pub fn new(inner: AnswerBody, silence_max: Duration, exchange: Exchange) -> Self {
-        Self { inner, silence_max, silence: None, pause: None, ended: false, exchange: Some(exchange) }
+        let pause = exchange.permit.answered(0).map(|wait| Box::pin(tokio::time::sleep(wait)));
+        Self { inner, silence_max, silence: None, pause, ended: false, exchange: Some(exchange) }
     }
 
     /// The function has said something, or could not.
@@ -246,6 +247,8 @@ impl FunctionBody {
                     Some(Ok(frame)) if frame.is_data() => {
                         let bytes = frame.data_ref().map_or(0, Bytes::len);
                         let wait = self.exchange.as_ref().and_then(|exchange| exchange.permit.answered(bytes));
+                        // The last of it has been sent: only what follows can wait.
+                        let wait = wait.filter(|_| !self.inner.is_end_stream());
                         self.pause = wait.map(|wait| Box::pin(tokio::time::sleep(wait)));
                         Poll::Ready(Some(Ok(frame)))
                     }

@@ -59,9 +59,12 @@ async fn containers_of_a_full_pool_prepare_themselves() {
     })
     .await;
     for container in hearth.docker().running() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).expect("it runs");
-        let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        assert!(kb > Some(24 * 1024), "it has taken its memory: {status}");
+        until("it to have taken its memory", async || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).ok()?;
+            let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            (kb > Some(24 * 1024)).then_some(())
+        })
+        .await;
     }
     // Its first tenant gets one of them, and another takes its place.
     hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
