@@ -58,20 +58,30 @@ async fn containers_of_a_full_pool_prepare_themselves() {
         (hearth.status().await["handler"]["pool"]["prepared"] == hearth.pool_size()).then_some(())
     })
     .await;
+    let has_taken_memory = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kb.expect("Linux says it") > 24 * 1024
+    };
     for container in hearth.docker().running() {
-        until("it to have taken its memory", async || {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).ok()?;
-            let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-            (kb > Some(24 * 1024)).then_some(())
-        })
-        .await;
+        until("it to have taken its memory", async || has_taken_memory(container.pid).then_some(())).await;
     }
+    // One with little memory has given it back before its function is there.
+    let small = json!({ "code": "module.exports = cb => cb(null, {});", "memory_mb": 64 });
+    hearth.deploy("acme/small/f", small).await;
+    hearth.get("acme/small/f").await.expect(200);
+    let slot = hearth.container("acme/small").await["slot"].as_u64().expect("it runs");
+    assert!(!has_taken_memory(hearth.docker().on_slot(slot).pid));
+    until("the pool to be prepared again", async || {
+        (hearth.status().await["handler"]["pool"]["prepared"] == hearth.pool_size()).then_some(())
+    })
+    .await;
     // Its first tenant gets one of them, and another takes its place.
     hearth.deploy_code("acme/main/f", "module.exports = cb => cb(null, {});").await;
     hearth.get("acme/main/f").await.expect(200);
     until("the new one to be prepared, too", async || {
         let pool = &hearth.status().await["handler"]["pool"];
-        (pool["prepared"] == hearth.pool_size() && pool["refills"].as_u64()? > hearth.pool_size() as u64).then_some(())
+        (pool["prepared"] == hearth.pool_size() && pool["refills"].as_u64()? > hearth.pool_size() as u64 + 1).then_some(())
     })
     .await;
 }
