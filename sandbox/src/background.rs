@@ -4,12 +4,15 @@ use crate::cpus::CpuSet;
 use std::io;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+/// Threads that it has at most for tasks; what blocks has others.
+const THREADS_MAX: usize = 4;
+
 /// Ends with this value, whatever still runs in it.
 pub(crate) struct Background(Option<Runtime>);
 
 impl Background {
     pub(crate) fn start(cpus: &CpuSet) -> io::Result<Self> {
-        let threads = cpus.len();
+        let threads = cpus.len().min(THREADS_MAX);
         let affinity = cpus.affinity();
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)

@@ -441,7 +441,13 @@ async fn watch(shared: Arc<Shared>, aside: Handle) {
         }
         let looking = Arc::clone(&shared);
         let looked = aside.spawn(async move { (looking.in_place().await, looking.pass_engine_filter().await) });
-        let Ok((in_place, warning)) = looked.await else { return };
+        let (in_place, warning) = match looked.await {
+            Ok(looked) => looked,
+            Err(error) => {
+                tracing::error!(%error, "the packet filter could not be looked at; trying again");
+                continue;
+            }
+        };
         if !in_place {
             let text = shared.ruleset.text(&shared.state.lock().await.policies);
             match run("nft", &["-f", "-"], Some(&text)).await {

@@ -60,7 +60,7 @@ pub(super) struct Waiting {
     pub preloaded: BTreeSet<BuildKey>,
     /// What its container had when Node.js started in it.
     pub memory_mb: u64,
-    /// Since when its runtime has got itself prepared.
+    /// When its runtime was told to prepare itself.
     pub prepared: Option<Instant>,
 }
 

@@ -56,7 +56,7 @@ pub struct PoolStatus {
     pub level: usize,
     /// Of them with popular modules loaded.
     pub preloaded: usize,
-    /// Of them prepared: what a load would need memory for they have already.
+    /// Of them prepared: their runtimes have the memory that a load needs.
     pub prepared: usize,
     /// What the level should be.
     pub target: usize,
