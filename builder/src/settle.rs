@@ -74,8 +74,8 @@ impl Builder {
         Ok(true)
     }
 
-    /// A job among the dead letters: its workers ended every time, and whatever it does, it shall not go on doing it. Whether that is written
-    /// down; a letter is taken off only then.
+    /// A job among the dead letters: its builds failed or its workers ended every time, and whatever it does, it shall not go on doing it.
+    /// Whether that is written down; a letter is taken off only then.
     async fn give_up(&self, job: &BuildJob) -> Result<bool, hearth_store::StoreError> {
         let functions = &self.deps.functions;
         let Some(found) = functions.get_module(&job.key).await? else { return Ok(true) };
@@ -84,7 +84,11 @@ impl Builder {
         }
         let mut failed = found.clone();
         failed.epoch += 1;
-        let reason = "the build ended its worker several times".to_owned();
+        let reason = match &found.state {
+            // The last try has said what is wrong.
+            BuildState::Failed { reason, .. } => reason.clone(),
+            _ => "the build ended its worker several times".to_owned(),
+        };
         failed.state = BuildState::Failed { reason, failed_at: now(), retry_at: None };
         let written = functions.put_module(failed.clone(), Some(&found)).await?;
         if written {

@@ -29,6 +29,8 @@ use std::{
 use tokio::sync::Semaphore;
 
 const KEY: &str = "some-build";
+/// After so many deliveries a job is a dead letter.
+const RECEIVES_MAX: u32 = 5;
 
 /// What npm does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,37 +115,52 @@ impl Sandbox for Scripted {
     }
 }
 
-/// A queue towards which heartbeats are lost on their way.
-struct Mute(Arc<dyn BuildQueue>);
+/// A queue that counts what it hands out, and towards which heartbeats may be lost on their way.
+struct Watched {
+    queue: Arc<dyn BuildQueue>,
+    is_mute: bool,
+    deliveries: AtomicU32,
+}
+
+impl Watched {
+    fn new(queue: Arc<dyn BuildQueue>, is_mute: bool) -> Arc<Self> {
+        Arc::new(Self { queue, is_mute, deliveries: AtomicU32::new(0) })
+    }
+}
 
 #[async_trait]
-impl BuildQueue for Mute {
+impl BuildQueue for Watched {
     async fn ping(&self) -> Result<(), QueueError> {
-        self.0.ping().await
+        self.queue.ping().await
     }
     async fn send(&self, job: &BuildJob, delay: Duration) -> Result<(), QueueError> {
-        self.0.send(job, delay).await
+        self.queue.send(job, delay).await
     }
     async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, QueueError> {
-        self.0.receive(wait, visibility).await
+        let delivery = self.queue.receive(wait, visibility).await?;
+        self.deliveries.fetch_add(u32::from(delivery.is_some()), Relaxed);
+        Ok(delivery)
     }
-    async fn extend(&self, _: &Delivery, _: Duration) -> Result<(), QueueError> {
+    async fn extend(&self, delivery: &Delivery, visibility: Duration) -> Result<(), QueueError> {
+        if !self.is_mute {
+            return self.queue.extend(delivery, visibility).await;
+        }
         Err(QueueError::Unavailable { call: "extend", resource: "queue".into(), detail: "lost on the way".into() })
     }
     async fn settle(&self, delivery: &Delivery) -> Result<(), QueueError> {
-        self.0.settle(delivery).await
+        self.queue.settle(delivery).await
     }
     async fn release(&self, delivery: &Delivery, delay: Duration) -> Result<(), QueueError> {
-        self.0.release(delivery, delay).await
+        self.queue.release(delivery, delay).await
     }
     async fn depth(&self) -> Result<u64, QueueError> {
-        self.0.depth().await
+        self.queue.depth().await
     }
     async fn receive_dead(&self, limit: usize, visibility: Duration) -> Result<Vec<Delivery>, QueueError> {
-        self.0.receive_dead(limit, visibility).await
+        self.queue.receive_dead(limit, visibility).await
     }
     async fn settle_dead(&self, delivery: &Delivery) -> Result<(), QueueError> {
-        self.0.settle_dead(delivery).await
+        self.queue.settle_dead(delivery).await
     }
 }
 
@@ -151,6 +168,7 @@ struct Bench {
     dir: tempfile::TempDir,
     stores: Stores,
     path: FunctionPath,
+    attempts_max: u32,
 }
 
 impl Bench {
@@ -192,7 +210,7 @@ impl Bench {
         functions.create_version(&path, version, Precondition::None).await.unwrap();
         let job = BuildJob { key, spec: record.spec, node: NodeVersion::V24, scripts: false };
         stores.queue.send(&job, Duration::ZERO).await.unwrap();
-        Self { dir, stores, path }
+        Self { dir, stores, path, attempts_max: 3 }
     }
 
     fn builder(&self, name: &str, sandbox: Arc<Scripted>, queue: Arc<dyn BuildQueue>) -> Arc<Builder> {
@@ -217,7 +235,7 @@ impl Bench {
         let config = Config {
             workers: 1,
             visibility: Duration::from_millis(600),
-            attempts_max: 3,
+            attempts_max: self.attempts_max,
             retry_after: Duration::from_millis(200),
             ..Config::default()
         };
@@ -316,14 +334,32 @@ async fn what_may_pass_is_tried_again_after_growing_waits_and_given_up_in_the_en
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_the_queue_gives_up_says_what_failed_last() {
+    let mut bench = Bench::new().await;
+    bench.attempts_max = RECEIVES_MAX + 5;
+    let sandbox = Scripted::new(Npm::HasNoContainer, "one", true);
+    let builder = bench.builder("one", Arc::clone(&sandbox), Arc::clone(&bench.stores.queue));
+    let record = bench.until("the end", is_over).await;
+    assert_eq!((record.attempts, sandbox.created.load(Relaxed)), (RECEIVES_MAX, RECEIVES_MAX));
+    let BuildState::Failed { reason, .. } = record.state else { panic!("{record:?}") };
+    assert!(reason.contains("no room"), "{reason}");
+    bench.settled(|status| matches!(status, VersionStatus::Failed { reason } if reason.contains("no room"))).await;
+    bench.queue_is_empty().await;
+    builder.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_build_ends_well_over_a_queue_and_a_store_that_misbehave() {
     for seed in seeds(3) {
         let mut bench = Bench::new().await;
         let good = Arc::clone(&bench.stores.artifacts);
-        let queue = Arc::new(Faulty::<dyn BuildQueue>::new(Arc::clone(&bench.stores.queue), Faults::MANY, seed));
+        let watched = Watched::new(Arc::clone(&bench.stores.queue), false);
+        let queue: Arc<dyn BuildQueue> = Arc::clone(&watched) as Arc<dyn BuildQueue>;
+        let queue = Arc::new(Faulty::<dyn BuildQueue>::new(queue, Faults::MANY, seed));
         bench.stores.artifacts = Arc::new(Faulty::<dyn ArtifactStore>::new(Arc::clone(&good), Faults::MANY, seed));
         let builder = bench.builder("one", Scripted::new(Npm::Works, "one", true), queue);
-        // A failure that may pass is tried again; three tries that all fail are one possible end, which must be told like any other.
+        // A failure that may pass is tried again; three tries that all fail are one possible end, and so are deliveries that are lost on
+        // their way until the queue gives up. Either must be told like any other.
         let record = bench.until("the end", is_over).await;
         match record.state {
             BuildState::Ready { artifact, .. } => {
@@ -331,7 +367,8 @@ async fn a_build_ends_well_over_a_queue_and_a_store_that_misbehave() {
                 bench.settled(|status| *status == VersionStatus::Ready).await;
             }
             _ => {
-                assert_eq!(record.attempts, 3, "seed {seed}: {record:?}");
+                let deliveries = watched.deliveries.load(Relaxed);
+                assert!(record.attempts == 3 || deliveries == RECEIVES_MAX, "seed {seed}: {deliveries} deliveries, {record:?}");
                 bench.settled(|status| matches!(status, VersionStatus::Failed { .. })).await;
             }
         }
@@ -352,7 +389,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 async fn a_worker_taken_for_dead_cannot_undo_what_the_next_one_did() {
     let bench = Bench::new().await;
     let slow = Scripted::new(Npm::Works, "slow", false);
-    let first = bench.builder("first", Arc::clone(&slow), Arc::new(Mute(Arc::clone(&bench.stores.queue))));
+    let first = bench.builder("first", Arc::clone(&slow), Watched::new(Arc::clone(&bench.stores.queue), true));
     bench.until("the first to build", |r| r.epoch == 1).await;
     // Its signs of life are lost: the second gets the job, while the first goes on.
     let second = bench.builder("second", Scripted::new(Npm::Works, "second", true), Arc::clone(&bench.stores.queue));
