@@ -91,7 +91,7 @@ kinds! {
     /// The function's process ran out of memory.
     FunctionOutOfMemory = "function-out-of-memory", 502, Tenant, retry None, "The function ran out of memory";
     /// The function's process ended by its own fault too often to be replaced at once.
-    FunctionCrashLoop = "function-crash-loop", 503, Tenant, retry Some(3), "The function's process ends too often";
+    FunctionCrashLoop = "function-crash-loop", 503, Tenant, retry Some(5), "The function's process ends too often";
     /// The function's code did not load.
     FunctionLoadFailed = "function-load-failed", 502, Tenant, retry None, "The function did not load";
     /// The function threw or rejected.

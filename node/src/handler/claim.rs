@@ -48,9 +48,14 @@ impl Handler {
         // What is loaded ahead would not outlive a new start.
         let loaded = servable.live.iter().filter(|_| !pool::outgrows_pool(memory_mb));
         let wanted: BTreeSet<BuildKey> = loaded.flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
+        // Who has just ended a container by its own fault is likely to end the next, and to keep a CPU busy until then: it waits behind
+        // everybody else, and gets a container that is kept to the CPUs for background work.
+        let owes = self.restarts.owes(&path.tenant, Instant::now());
+        let background = owes && self.deps.background_cpus > 0;
         // Containers wait for the installation's own runtime only: few tenants have another, and theirs start when they are called.
         let oci_runtime = servable.tenant.limits.oci_runtime.clone();
         let pooled = match &oci_runtime {
+            None if owes => pool::take_spare(&self, servable.container.node, &wanted).await?,
             None => self.pool.take(servable.container.node, &wanted),
             Some(_) => None,
         };
@@ -62,13 +67,11 @@ impl Handler {
             None => {
                 self.counters.claims_created.fetch_add(1, Relaxed);
                 match oci_runtime.clone() {
-                    None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
-                    other => pool::create(&self, servable.container.node, other, memory_mb, false).await?,
+                    None => pool::take_when_ready(&self, servable.container.node, &wanted, background).await?,
+                    other => pool::create(&self, servable.container.node, other, memory_mb, background).await?,
                 }
             }
         };
-        // Who has just ended a container by its own fault is likely to keep a CPU busy until it ends the next.
-        let background = self.deps.background_cpus > 0 && self.restarts.owes(&path.tenant, Instant::now());
         let waiting = pool::apply_limits(&self, waiting, memory_mb, background).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.

@@ -7,7 +7,7 @@
 //! takes memory (some 15 MB until its first tenant has been idle for a while) and makes loads quicker. Part of the pool may have the modules loaded that are most in demand here; such a container goes
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 
-use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
+use super::{AcquireError, Config, Handler, control, control::Control, restarts::Restarts, slot::Slot};
 use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime};
 use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
@@ -125,14 +125,23 @@ impl Pool {
     /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better; among equals one
     /// that is prepared.
     pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
+        let taken = self.pick(node, wanted, 0)?;
+        self.claimed.fetch_add(1, Relaxed);
+        *self.last_claim.lock() = Some(Instant::now());
+        Some(taken)
+    }
+
+    /// The same without a word of demand, where more than `kept` wait.
+    fn pick(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>, kept: usize) -> Option<Waiting> {
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
+        if waiting.len() <= kept {
+            return None;
+        }
         let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
         let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), readiness(w.prepared, now)))?;
         let taken = waiting.swap_remove(at);
         drop(waiting);
-        self.claimed.fetch_add(1, Relaxed);
-        *self.last_claim.lock() = Some(Instant::now());
         self.changed.notify_one();
         Some(taken)
     }
@@ -211,17 +220,45 @@ async fn free(handler: &Handler, slot: Slot) {
     }
 }
 
+/// For a claim that has time: takes one when the pool keeps half of what it wants to have, so that nobody else's start waits for it, and
+/// without a say in how large the pool should be. None when no pool is kept for it.
+pub(super) async fn take_spare(
+    handler: &Handler,
+    node: NodeVersion,
+    wanted: &BTreeSet<BuildKey>,
+) -> Result<Option<Waiting>, AcquireError> {
+    let pool = &handler.pool;
+    let until = tokio::time::Instant::now() + handler.config.claim_timeout / 2;
+    loop {
+        let arrived = pool.arrived.notified();
+        tokio::pin!(arrived);
+        // From here on no arrival is missed.
+        arrived.as_mut().enable();
+        let target = pool.target();
+        if target == 0 || node != NodeVersion::default() {
+            return Ok(None);
+        }
+        if let Some(taken) = pool.pick(node, wanted, target / 2) {
+            return Ok(Some(taken));
+        }
+        if tokio::time::timeout_at(until, arrived).await.is_err() {
+            return Err(AcquireError::CrashLoop { wait: Restarts::wait_max() });
+        }
+    }
+}
+
 /// For a claim that found the pool empty: makes one more container, and gives the claim the one that is ready first, be it another
 /// that was begun before.
 pub(super) async fn take_when_ready(
     handler: &Arc<Handler>,
     node: NodeVersion,
     wanted: &BTreeSet<BuildKey>,
+    background: bool,
 ) -> Result<Waiting, AcquireError> {
     let pool = &handler.pool;
     loop {
         // In a task of its own, since it goes on when another container comes first.
-        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node), &handler.runtime);
+        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node, background), &handler.runtime);
         loop {
             let arrived = pool.arrived.notified();
             tokio::pin!(arrived);
@@ -246,9 +283,9 @@ pub(super) async fn take_when_ready(
     }
 }
 
-async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
+async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion, background: bool) -> Result<(), AcquireError> {
     handler.pool.creating.fetch_add(1, Relaxed);
-    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, false).await;
+    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, background).await;
     handler.pool.creating.fetch_sub(1, Relaxed);
     add(&handler, made?).await;
     Ok(())

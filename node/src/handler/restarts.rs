@@ -1,4 +1,4 @@
-//! How often a container may end by its own fault and be replaced at once. Each replacement costs this machine a quarter of a second
+//! How often containers may end by their own fault and be replaced at once. Each replacement costs this machine a quarter of a second
 //! of CPU, which one crashing function would take from all others; the algorithm is the generic cell rate algorithm (GCRA) of ATM's
 //! traffic control.
 
@@ -6,45 +6,85 @@ use hearth_model::{ContainerPath, TenantName};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
+    hash::Hash,
     time::{Duration, Instant},
 };
 
-/// Ends in a row after which the next container is made at once all the same.
-const BURST: u32 = 5;
-/// Time between two replacements from then on; what `retry-after` says.
-const INTERVAL: Duration = Duration::from_secs(3);
-/// Containers that are remembered before those that are forgiven are looked for.
+/// How many are replaced at once, and how often from then on.
+#[derive(Clone, Copy)]
+struct Rate {
+    burst: u32,
+    interval: Duration,
+}
+
+/// Of one container; its interval is what `retry-after` says.
+const OF_CONTAINER: Rate = Rate { burst: 3, interval: Duration::from_secs(5) };
+/// Of all of a tenant together.
+const OF_TENANT: Rate = Rate { burst: 12, interval: Duration::from_secs(1) };
+/// Entries before those that are forgiven are looked for.
 const SWEEP_FROM: usize = 1_024;
 
-/// Until when the ends of each container are paid off.
-#[derive(Default)]
+/// Until when the ends of each are paid off.
+struct Paid<K> {
+    rate: Rate,
+    until: HashMap<K, Instant>,
+}
+
+impl<K: Hash + Eq + Clone> Paid<K> {
+    fn new(rate: Rate) -> Self {
+        Self { rate, until: HashMap::new() }
+    }
+
+    fn note(&mut self, key: &K, now: Instant) {
+        if self.until.len() >= SWEEP_FROM {
+            self.until.retain(|_, until| *until > now);
+        }
+        let Rate { burst, interval } = self.rate;
+        let until = self.until.entry(key.clone()).or_insert(now);
+        // Many ends at once do not close it for longer than one interval.
+        *until = ((*until).max(now) + interval).min(now + interval * (burst + 1));
+    }
+
+    fn wait(&self, key: &K, now: Instant) -> Duration {
+        let free = now + self.rate.interval * self.rate.burst;
+        self.until.get(key).map_or(Duration::ZERO, |until| until.saturating_duration_since(free))
+    }
+}
+
+/// Whose containers have ended lately.
 pub(super) struct Restarts {
-    paid: Mutex<HashMap<ContainerPath, Instant>>,
+    paid: Mutex<(Paid<ContainerPath>, Paid<TenantName>)>,
+}
+
+impl Default for Restarts {
+    fn default() -> Self {
+        Self { paid: Mutex::new((Paid::new(OF_CONTAINER), Paid::new(OF_TENANT))) }
+    }
 }
 
 impl Restarts {
     /// A container has ended by its own fault.
     pub fn note(&self, path: &ContainerPath, now: Instant) {
-        let mut paid = self.paid.lock();
-        if paid.len() >= SWEEP_FROM {
-            paid.retain(|_, until| *until > now);
-        }
-        let until = paid.entry(path.clone()).or_insert(now);
-        // Many ends at once do not close it for longer than one interval.
-        let latest = now + INTERVAL * (BURST + 1);
-        *until = ((*until).max(now) + INTERVAL).min(latest);
+        let (containers, tenants) = &mut *self.paid.lock();
+        containers.note(path, now);
+        tenants.note(&path.tenant, now);
     }
 
     /// Whether one of the tenant's has ended lately by its own fault.
     pub fn owes(&self, tenant: &TenantName, now: Instant) -> bool {
-        self.paid.lock().iter().any(|(path, until)| path.tenant == *tenant && *until > now)
+        self.paid.lock().0.until.iter().any(|(path, until)| path.tenant == *tenant && *until > now)
     }
 
     /// How long the next one has to wait.
     pub fn wait(&self, path: &ContainerPath, now: Instant) -> Option<Duration> {
-        let until = *self.paid.lock().get(path)?;
-        let wait = until.saturating_duration_since(now + INTERVAL * BURST);
+        let (containers, tenants) = &*self.paid.lock();
+        let wait = containers.wait(path, now).max(tenants.wait(&path.tenant, now));
         (!wait.is_zero()).then_some(wait)
+    }
+
+    /// How long one has to wait at most.
+    pub const fn wait_max() -> Duration {
+        OF_CONTAINER.interval
     }
 }
 
@@ -52,12 +92,14 @@ impl Restarts {
 mod tests {
     use super::*;
 
+    const INTERVAL: Duration = OF_CONTAINER.interval;
+
     #[test]
     fn a_burst_is_replaced_at_once_and_then_one_each_interval() {
         let (restarts, start) = (Restarts::default(), Instant::now());
         let [bad, good]: [ContainerPath; 2] = ["bad/main", "good/main"].map(|p| p.parse().unwrap());
         assert_eq!(restarts.wait(&bad, start), None);
-        for _ in 0..BURST {
+        for _ in 0..OF_CONTAINER.burst {
             restarts.note(&bad, start);
             assert_eq!(restarts.wait(&bad, start), None);
         }
@@ -71,7 +113,21 @@ mod tests {
         assert_eq!(restarts.wait(&bad, start + INTERVAL), Some(INTERVAL));
         assert_eq!(restarts.wait(&bad, start + 2 * INTERVAL), None);
         assert!(restarts.owes(&bad.tenant, start + 2 * INTERVAL) && !restarts.owes(&good.tenant, start));
-        assert!(!restarts.owes(&bad.tenant, start + INTERVAL * (BURST + 3)), "it has paid");
+        assert!(!restarts.owes(&bad.tenant, start + INTERVAL * (OF_CONTAINER.burst + 3)), "it has paid");
+    }
+
+    #[test]
+    fn a_tenants_containers_have_a_rate_together() {
+        let (restarts, start) = (Restarts::default(), Instant::now());
+        let paths: Vec<ContainerPath> = (0..100).map(|n| format!("bad/c{n}").parse().unwrap()).collect();
+        let ended = paths.iter().take_while(|path| {
+            restarts.note(path, start);
+            restarts.wait(path, start).is_none()
+        });
+        assert_eq!(ended.count(), OF_TENANT.burst as usize);
+        assert_eq!(restarts.wait(&paths[99], start), Some(OF_TENANT.interval), "though it has not ended yet");
+        assert_eq!(restarts.wait(&paths[99], start + OF_TENANT.interval), None);
+        assert_eq!(restarts.wait(&"good/main".parse().unwrap(), start), None);
     }
 
     #[test]
@@ -81,6 +137,7 @@ mod tests {
             restarts.note(&format!("t{n}/main").parse().unwrap(), start);
         }
         restarts.note(&"late/main".parse().unwrap(), start + INTERVAL);
-        assert_eq!(restarts.paid.lock().len(), 1);
+        let paid = restarts.paid.lock();
+        assert_eq!((paid.0.until.len(), paid.1.until.len()), (1, 1));
     }
 }

@@ -3,8 +3,9 @@
 
 use hearth_tests::{Answer, Hearth, Options, RawConnection, until};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{fs, time::Duration};
+use tokio_util::sync::CancellationToken;
 
 const OK: &str = "module.exports = cb => cb(null, { ok: 1 });";
 
@@ -135,12 +136,56 @@ async fn a_container_that_ends_too_often_waits_for_the_next() {
         assert!(ends < 20, "each of its ends was answered with a fresh container");
     };
     refused.expect_problem(503, "tenant", "function-crash-loop");
-    assert_eq!(refused.header("retry-after"), "3");
-    assert!(ends >= 5, "{ends} ends in a row are too few to say so");
+    assert_eq!(refused.header("retry-after"), "5");
+    assert!(ends >= 3, "{ends} ends in a row are too few to say so");
     hearth.get("bad/main/same").await.expect_problem(503, "tenant", "function-crash-loop");
     unharmed(&hearth).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     hearth.get("bad/main/same").await.expect(200);
+}
+
+/// Replacements for one tenant's crashes take no container that another tenant's start may want.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_end_leave_half_of_the_pool_to_others() {
+    const POOL: u64 = 4;
+    let hearth = Hearth::with(Options { pool_size: POOL as usize, ..Options::default() }).await;
+    let code = "module.exports = (c, cb) => c.query.end ? process.exit(1) : cb(null, 'ok');";
+    let containers: Vec<String> = (0..6).map(|n| format!("bad/c{n}/f")).collect();
+    for function in &containers {
+        hearth.deploy_code(function, code).await;
+        hearth.get(function).await.expect(200);
+        hearth.pool_is_full().await;
+    }
+    let created = |status: &Value| status["handler"]["claims"]["created"].as_u64().unwrap();
+    let before = created(&hearth.status().await);
+    let hearth_ref = &hearth;
+    let ends = containers.iter().map(|function| async move {
+        let mut ends = 0;
+        while hearth_ref.get(&format!("{function}?end=1")).await.status == 502 {
+            ends += 1;
+        }
+        ends
+    });
+    let over = CancellationToken::new();
+    let (ends, lowest) = tokio::join!(
+        async {
+            let ends: u64 = futures_util::future::join_all(ends).await.into_iter().sum();
+            over.cancel();
+            ends
+        },
+        async {
+            let mut lowest = POOL;
+            while !over.is_cancelled() {
+                lowest = lowest.min(hearth.status().await["handler"]["pool"]["level"].as_u64().unwrap());
+            }
+            lowest
+        }
+    );
+    assert!(ends > POOL, "{ends} ends are too few to say so");
+    assert!(lowest >= POOL / 2, "the pool was down to {lowest}");
+    let status = hearth.status().await;
+    assert_eq!(created(&status), before, "made at once, as if somebody were in a hurry");
+    assert_eq!(status["handler"]["pool"]["target"], POOL, "crashes are no demand");
 }
 
 /// CPUs that the container of a function may use.

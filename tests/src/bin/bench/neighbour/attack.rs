@@ -2,7 +2,7 @@
 
 use super::{RATE, is_named};
 use crate::platform::Platform;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -42,6 +42,8 @@ enum How {
     Hoard,
     /// Functions whose modules nobody has built.
     Builds,
+    /// No attack: a program that is none of Hearth's takes one CPU, to tell what that alone costs on this machine.
+    Program,
 }
 
 /// One attack.
@@ -58,7 +60,8 @@ const fn function(name: &'static str, about: &'static str, code: &'static str) -
 }
 
 /// All of them. Functions end by their deadline or by a limit; `?ok` asks them whether they live.
-pub const ATTACKS: [Attack; 13] = [
+pub const ATTACKS: [Attack; 14] = [
+    Attack { name: "program", about: "a program outside Hearth that takes one CPU", how: How::Program },
     function("loop", "an endless loop", "for (;;);"),
     function(
         "fork",
@@ -167,6 +170,11 @@ impl Attack {
         Ok(matches!(status, 200 | 429))
     }
 
+    /// Whether something is promised beside it.
+    pub fn is_hearths(&self) -> bool {
+        !matches!(self.how, How::Program)
+    }
+
     /// Attacks until `stop`.
     pub async fn run(&self, platform: &Platform, turn: usize, stop: &CancellationToken) -> Result<Answers> {
         match self.how {
@@ -176,6 +184,7 @@ impl Attack {
             How::Slow => connections(platform, stop, true).await,
             How::Hoard => connections(platform, stop, false).await,
             How::Builds => self.builds(platform, turn, stop).await,
+            How::Program => program(stop).await,
         }
     }
 
@@ -250,6 +259,19 @@ impl Attack {
         stop.cancelled().await;
         Ok(answers)
     }
+}
+
+/// On the last CPU, which is among those for background work.
+async fn program(stop: &CancellationToken) -> Result<Answers> {
+    let last = std::thread::available_parallelism()?.get() - 1;
+    let mut command = tokio::process::Command::new("taskset");
+    command.args(["-c", &last.to_string(), "sh", "-c", "while :; do :; done"]).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    tokio::select! {
+        () = stop.cancelled() => child.kill().await?,
+        ended = child.wait() => bail!("it ended: {}", ended?),
+    }
+    Ok(Answers::default())
 }
 
 /// Connections that stay open, silent or with a byte of a head now and then.
