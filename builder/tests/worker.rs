@@ -368,7 +368,7 @@ async fn a_build_ends_well_over_a_queue_and_a_store_that_misbehave() {
             }
             _ => {
                 let deliveries = watched.deliveries.load(Relaxed);
-                assert!(record.attempts == 3 || deliveries == RECEIVES_MAX, "seed {seed}: {deliveries} deliveries, {record:?}");
+                assert!(record.attempts == 3 || deliveries >= RECEIVES_MAX, "seed {seed}: {deliveries} deliveries, {record:?}");
                 bench.settled(|status| matches!(status, VersionStatus::Failed { .. })).await;
             }
         }

@@ -48,15 +48,13 @@ impl Handler {
         // What is loaded ahead would not outlive a new start.
         let loaded = servable.live.iter().filter(|_| !pool::outgrows_pool(memory_mb));
         let wanted: BTreeSet<BuildKey> = loaded.flat_map(|v| &v.modules).map(|m| m.build.clone()).collect();
-        // Who has just ended a container by its own fault is likely to end the next, and to keep a CPU busy until then: it waits behind
-        // everybody else, and gets a container that is kept to the CPUs for background work.
-        let owes = self.restarts.owes(&path.tenant, Instant::now());
-        let background = owes && self.deps.background_cpus > 0;
         // Containers wait for the installation's own runtime only: few tenants have another, and theirs start when they are called.
         let oci_runtime = servable.tenant.limits.oci_runtime.clone();
         let pooled = match &oci_runtime {
-            None if owes => pool::take_spare(&self, servable.container.node, &wanted).await?,
-            None => self.pool.take(servable.container.node, &wanted),
+            None => {
+                let spare = pool::take_spare(&self, &path, servable.container.node).await?;
+                spare.or_else(|| self.pool.take(servable.container.node, &wanted))
+            }
             Some(_) => None,
         };
         let waiting = match pooled {
@@ -67,11 +65,13 @@ impl Handler {
             None => {
                 self.counters.claims_created.fetch_add(1, Relaxed);
                 match oci_runtime.clone() {
-                    None => pool::take_when_ready(&self, servable.container.node, &wanted, background).await?,
-                    other => pool::create(&self, servable.container.node, other, memory_mb, background).await?,
+                    None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
+                    other => pool::create(&self, servable.container.node, other, memory_mb, false).await?,
                 }
             }
         };
+        // Who has just ended a container by its own fault is likely to keep a CPU busy until it ends the next.
+        let background = self.deps.background_cpus > 0 && self.restarts.tenant_owes(&path.tenant, Instant::now());
         let waiting = pool::apply_limits(&self, waiting, memory_mb, background).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
@@ -168,7 +168,9 @@ impl Handler {
         let linked = match outcome {
             Ok(linked) => linked,
             Err(error @ AcquireError::LoadTimeout { .. }) => {
-                self.kill(container, "loading a function took too long");
+                if self.kill(container, "loading a function took too long") {
+                    self.restarts.note(container.path(), Instant::now());
+                }
                 return Err(error);
             }
             Err(AcquireError::Crashed { .. }) => {
@@ -284,12 +286,15 @@ async fn watch(handler: Arc<Handler>, container: Arc<LiveContainer>) {
         }
     };
     let expected = container.state() == State::Leaving;
+    if !expected {
+        // Before anybody can ask for the next one.
+        handler.restarts.note(container.path(), Instant::now());
+    }
     container.mark_dead(exit);
     handler.containers.remove(&container);
     if !expected {
         let counter = if exit.out_of_memory { &handler.counters.out_of_memory } else { &handler.counters.crashed };
         counter.fetch_add(1, Relaxed);
-        handler.restarts.note(container.path(), Instant::now());
         tracing::info!(container = %container.path(), ?exit, "a container ended by itself");
     }
     clean_up(&handler, &container).await;

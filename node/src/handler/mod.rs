@@ -181,9 +181,9 @@ pub enum AcquireError {
         /// Whether for memory.
         out_of_memory: bool,
     },
-    /// This container ended by its own fault too often.
+    /// This container, or its tenant's together, ended by their own fault too often.
     #[error(
-        "the function's container has crashed, run out of memory or been stuck too often in a row; a fresh one starts in {:.1} s",
+        "the function's container, or others of its tenant, have crashed, run out of memory or been stuck too often in a row; a fresh one starts in {:.1} s",
         wait.as_secs_f32()
     )]
     CrashLoop {
@@ -378,7 +378,7 @@ impl Handler {
                 if container.ping(timeout).await.is_err() {
                     handler.counters.stuck.fetch_add(1, Relaxed);
                     // One that was leaving when it was asked did nothing wrong.
-                    if handler.kill(&container, "its event loop is stuck") && container.exit().is_none() {
+                    if handler.kill(&container, "its event loop is stuck") {
                         handler.restarts.note(container.path(), Instant::now());
                     }
                 }

@@ -6,9 +6,13 @@
 //! empty and shrinks again afterwards. A runtime is ready as soon as it can be; once the pool is full each is told to prepare itself, which
 //! takes memory (some 15 MB until its first tenant has been idle for a while) and makes loads quicker. Part of the pool may have the modules loaded that are most in demand here; such a container goes
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
+//!
+//! A container that has ended by its own fault is replaced behind everybody else: it waits until one can be spared.
 
-use super::{AcquireError, Config, Handler, control, control::Control, restarts::Restarts, slot::Slot};
-use hearth_model::{BuildKey, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime};
+use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
+use hearth_model::{
+    BuildKey, ContainerPath, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime,
+};
 use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
@@ -35,6 +39,8 @@ const SURPLUS_KEPT: Duration = Duration::from_secs(30);
 const AFTER_CLAIM: Duration = Duration::from_millis(40);
 /// The same while functions load, which modules can make long.
 const WHILE_LOADING_MAX: Duration = Duration::from_millis(250);
+/// How long a container that has ended by its own fault waits for one that can be spared.
+const SPARE_WAIT: Duration = Duration::from_secs(5);
 /// Requests per look, beyond those that claimed, from which this node counts as busy.
 const BUSY_FROM: u64 = 5;
 /// A container with less memory gives back what preparing has taken, before its function is loaded.
@@ -99,6 +105,8 @@ pub(super) struct Pool {
     /// Claims since the last look.
     claimed: AtomicUsize,
     last_claim: Mutex<Option<Instant>>,
+    /// Claims that found none and wait for the next.
+    hurried: AtomicUsize,
     /// Whether requests came between the last two looks.
     busy: AtomicBool,
     demand: Mutex<Demand>,
@@ -116,6 +124,7 @@ impl Pool {
             arrived: Notify::new(),
             claimed: AtomicUsize::new(0),
             last_claim: Mutex::new(None),
+            hurried: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             demand: Mutex::new(Demand { recent: [0; LOOKS_PER_S], served: 0, calm_since: Instant::now() }),
             permits: tokio::sync::Semaphore::new(config.refill_concurrency.max(1) * 2),
@@ -125,21 +134,30 @@ impl Pool {
     /// Takes the container that saves most: one whose pre-loaded modules are all among `wanted`, the more the better; among equals one
     /// that is prepared.
     pub fn take(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>) -> Option<Waiting> {
-        let taken = self.pick(node, wanted, 0)?;
+        let now = Instant::now();
+        let mut waiting = self.waiting.lock();
+        let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
+        let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), readiness(w.prepared, now)))?;
+        let taken = waiting.swap_remove(at);
+        drop(waiting);
         self.claimed.fetch_add(1, Relaxed);
         *self.last_claim.lock() = Some(Instant::now());
+        self.changed.notify_one();
         Some(taken)
     }
 
-    /// The same without a word of demand, where more than `kept` wait.
-    fn pick(&self, node: NodeVersion, wanted: &BTreeSet<BuildKey>, kept: usize) -> Option<Waiting> {
+    /// Takes one that fits everybody, of those that others would take last, where they keep half of what there should be and none of
+    /// them waits. It counts as no demand.
+    fn take_spare(&self) -> Option<Waiting> {
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
-        if waiting.len() <= kept {
+        let plain = || waiting.iter().enumerate().filter(|(_, w)| w.preloaded.is_empty() && w.node == NodeVersion::default());
+        let count = plain().count();
+        let kept = self.target().saturating_sub(waiting.len() - count) / 2;
+        if count <= kept || self.hurried.load(Relaxed) > 0 {
             return None;
         }
-        let fitting = waiting.iter().enumerate().filter(|(_, w)| w.node == node && w.preloaded.is_subset(wanted));
-        let (at, _) = fitting.max_by_key(|(_, w)| (w.preloaded.len(), readiness(w.prepared, now)))?;
+        let (at, _) = plain().min_by_key(|(_, w)| readiness(w.prepared, now))?;
         let taken = waiting.swap_remove(at);
         drop(waiting);
         self.changed.notify_one();
@@ -220,31 +238,32 @@ async fn free(handler: &Handler, slot: Slot) {
     }
 }
 
-/// For a claim that has time: takes one when the pool keeps half of what it wants to have, so that nobody else's start waits for it, and
-/// without a say in how large the pool should be. None when no pool is kept for it.
+/// For a container that has ended by its own fault lately: waits until one can be spared. None when its kind is not kept, and when it
+/// owes nothing any more or has waited long enough: then it is like everybody else.
 pub(super) async fn take_spare(
     handler: &Handler,
+    path: &ContainerPath,
     node: NodeVersion,
-    wanted: &BTreeSet<BuildKey>,
 ) -> Result<Option<Waiting>, AcquireError> {
-    let pool = &handler.pool;
-    let until = tokio::time::Instant::now() + handler.config.claim_timeout / 2;
-    loop {
-        let arrived = pool.arrived.notified();
+    let until = Instant::now() + SPARE_WAIT;
+    while node == NodeVersion::default() && handler.restarts.owes(path, Instant::now()) && Instant::now() < until {
+        if handler.leaving.is_cancelled() {
+            return Err(AcquireError::Draining);
+        }
+        // Others of its tenant's may have ended meanwhile.
+        if let Some(wait) = handler.restarts.wait(path, Instant::now()) {
+            return Err(AcquireError::CrashLoop { wait });
+        }
+        let arrived = handler.pool.arrived.notified();
         tokio::pin!(arrived);
         // From here on no arrival is missed.
         arrived.as_mut().enable();
-        let target = pool.target();
-        if target == 0 || node != NodeVersion::default() {
-            return Ok(None);
-        }
-        if let Some(taken) = pool.pick(node, wanted, target / 2) {
+        if let Some(taken) = handler.pool.take_spare() {
             return Ok(Some(taken));
         }
-        if tokio::time::timeout_at(until, arrived).await.is_err() {
-            return Err(AcquireError::CrashLoop { wait: Restarts::wait_max() });
-        }
+        let _ = tokio::time::timeout(LOOK_EVERY, arrived).await;
     }
+    Ok(None)
 }
 
 /// For a claim that found the pool empty: makes one more container, and gives the claim the one that is ready first, be it another
@@ -253,12 +272,12 @@ pub(super) async fn take_when_ready(
     handler: &Arc<Handler>,
     node: NodeVersion,
     wanted: &BTreeSet<BuildKey>,
-    background: bool,
 ) -> Result<Waiting, AcquireError> {
     let pool = &handler.pool;
-    loop {
+    let _hurried = Hurried::new(&pool.hurried);
+    while !handler.leaving.is_cancelled() {
         // In a task of its own, since it goes on when another container comes first.
-        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node, background), &handler.runtime);
+        let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node), &handler.runtime);
         loop {
             let arrived = pool.arrived.notified();
             tokio::pin!(arrived);
@@ -281,11 +300,28 @@ pub(super) async fn take_when_ready(
             }
         }
     }
+    Err(AcquireError::Draining)
 }
 
-async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion, background: bool) -> Result<(), AcquireError> {
+/// Counts a claim that waits for a container for as long as it lives.
+struct Hurried<'a>(&'a AtomicUsize);
+
+impl<'a> Hurried<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Hurried<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
     handler.pool.creating.fetch_add(1, Relaxed);
-    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, background).await;
+    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, false).await;
     handler.pool.creating.fetch_sub(1, Relaxed);
     add(&handler, made?).await;
     Ok(())

@@ -17,7 +17,7 @@ struct Rate {
     interval: Duration,
 }
 
-/// Of one container; its interval is what `retry-after` says.
+/// Of one container; its interval is what `retry-after` of `function-crash-loop` says.
 const OF_CONTAINER: Rate = Rate { burst: 3, interval: Duration::from_secs(5) };
 /// Of all of a tenant together.
 const OF_TENANT: Rate = Rate { burst: 12, interval: Duration::from_secs(1) };
@@ -52,39 +52,42 @@ impl<K: Hash + Eq + Clone> Paid<K> {
 }
 
 /// Whose containers have ended lately.
-pub(super) struct Restarts {
-    paid: Mutex<(Paid<ContainerPath>, Paid<TenantName>)>,
+pub(super) struct Restarts(Mutex<Ends>);
+
+struct Ends {
+    containers: Paid<ContainerPath>,
+    tenants: Paid<TenantName>,
 }
 
 impl Default for Restarts {
     fn default() -> Self {
-        Self { paid: Mutex::new((Paid::new(OF_CONTAINER), Paid::new(OF_TENANT))) }
+        Self(Mutex::new(Ends { containers: Paid::new(OF_CONTAINER), tenants: Paid::new(OF_TENANT) }))
     }
 }
 
 impl Restarts {
     /// A container has ended by its own fault.
     pub fn note(&self, path: &ContainerPath, now: Instant) {
-        let (containers, tenants) = &mut *self.paid.lock();
-        containers.note(path, now);
-        tenants.note(&path.tenant, now);
+        let mut ends = self.0.lock();
+        ends.containers.note(path, now);
+        ends.tenants.note(&path.tenant, now);
     }
 
-    /// Whether one of the tenant's has ended lately by its own fault.
-    pub fn owes(&self, tenant: &TenantName, now: Instant) -> bool {
-        self.paid.lock().0.until.iter().any(|(path, until)| path.tenant == *tenant && *until > now)
+    /// Whether it has ended lately by its own fault.
+    pub fn owes(&self, path: &ContainerPath, now: Instant) -> bool {
+        self.0.lock().containers.until.get(path).is_some_and(|until| *until > now)
+    }
+
+    /// Whether one of the tenant's has.
+    pub fn tenant_owes(&self, tenant: &TenantName, now: Instant) -> bool {
+        self.0.lock().containers.until.iter().any(|(path, until)| path.tenant == *tenant && *until > now)
     }
 
     /// How long the next one has to wait.
     pub fn wait(&self, path: &ContainerPath, now: Instant) -> Option<Duration> {
-        let (containers, tenants) = &*self.paid.lock();
-        let wait = containers.wait(path, now).max(tenants.wait(&path.tenant, now));
+        let ends = self.0.lock();
+        let wait = ends.containers.wait(path, now).max(ends.tenants.wait(&path.tenant, now));
         (!wait.is_zero()).then_some(wait)
-    }
-
-    /// How long one has to wait at most.
-    pub const fn wait_max() -> Duration {
-        OF_CONTAINER.interval
     }
 }
 
@@ -112,8 +115,10 @@ mod tests {
         restarts.note(&bad, start + INTERVAL);
         assert_eq!(restarts.wait(&bad, start + INTERVAL), Some(INTERVAL));
         assert_eq!(restarts.wait(&bad, start + 2 * INTERVAL), None);
-        assert!(restarts.owes(&bad.tenant, start + 2 * INTERVAL) && !restarts.owes(&good.tenant, start));
-        assert!(!restarts.owes(&bad.tenant, start + INTERVAL * (OF_CONTAINER.burst + 3)), "it has paid");
+        assert!(restarts.owes(&bad, start + 2 * INTERVAL) && restarts.tenant_owes(&bad.tenant, start + 2 * INTERVAL));
+        assert!(!restarts.owes(&good, start) && !restarts.tenant_owes(&good.tenant, start));
+        let later = start + INTERVAL * (OF_CONTAINER.burst + 3);
+        assert!(!restarts.owes(&bad, later) && !restarts.tenant_owes(&bad.tenant, later), "it has paid");
     }
 
     #[test]
@@ -137,7 +142,7 @@ mod tests {
             restarts.note(&format!("t{n}/main").parse().unwrap(), start);
         }
         restarts.note(&"late/main".parse().unwrap(), start + INTERVAL);
-        let paid = restarts.paid.lock();
-        assert_eq!((paid.0.until.len(), paid.1.until.len()), (1, 1));
+        let ends = restarts.0.lock();
+        assert_eq!((ends.containers.until.len(), ends.tenants.until.len()), (1, 1));
     }
 }

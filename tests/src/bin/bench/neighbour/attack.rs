@@ -1,6 +1,6 @@
 //! The attacks: what is deployed for each, and how it is carried out until it is told to stop.
 
-use super::{RATE, is_named};
+use super::{RATE, TURNS, is_named};
 use crate::platform::Platform;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -21,12 +21,14 @@ const CONNECTIONS: usize = 1_000;
 /// The flood, against the neighbour's rate.
 const FLOOD_TIMES: f64 = 100.0;
 /// Modules that nobody has asked for, a few each turn: each version is built once.
-const STORM: [(&str, &[&str]); 4] = [
-    ("is-number", &["7.0.0", "6.0.0", "5.0.0", "4.0.0"]),
-    ("kind-of", &["6.0.3", "6.0.2", "6.0.1", "5.1.0"]),
-    ("isobject", &["4.0.0", "3.0.1", "3.0.0", "2.1.0"]),
-    ("is-odd", &["3.0.1", "3.0.0", "2.0.0", "1.0.0"]),
+const STORM: [(&str, [&str; TURNS]); 4] = [
+    ("is-number", ["7.0.0", "6.0.0", "5.0.0", "4.0.0", "3.0.0"]),
+    ("kind-of", ["6.0.3", "6.0.2", "6.0.1", "5.1.0", "5.0.0"]),
+    ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0"]),
+    ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2"]),
 ];
+/// What its tenant may have built in an hour; the last turn meets with it.
+const STORM_MAX: usize = STORM.len() * TURNS - 2;
 
 /// How an attack is carried out.
 enum How {
@@ -150,7 +152,7 @@ impl Attack {
     pub async fn prepare(&self, platform: &Platform) -> Result<()> {
         let limits = match self.how {
             How::Flood => json!({ "rate_per_s": RATE as u32, "burst": RATE as u32, "concurrency": 50 }),
-            How::Builds => json!({ "builds_per_hour": 10 }),
+            How::Builds => json!({ "builds_per_hour": STORM_MAX }),
             _ => json!({}),
         };
         platform.put(&format!("/tenants/{}", self.name), &json!({ "limits": limits })).await?;
@@ -250,7 +252,7 @@ impl Attack {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let mut answers = Answers::default();
         for (module, versions) in STORM {
-            let version = versions[turn % versions.len()];
+            let version = versions[turn];
             let body = json!({ "code": "module.exports = cb => cb(null, 1);", "dependencies": { module: version } });
             let function = format!("/tenants/{}/containers/main/functions/g{}", self.name, MADE.fetch_add(1, Relaxed));
             let (status, body) = platform.put_any(&function, &body).await?;
