@@ -18,7 +18,7 @@ struct Rate {
 }
 
 /// Of one container; its interval is what `retry-after` of `function-crash-loop` says.
-const OF_CONTAINER: Rate = Rate { burst: 3, interval: Duration::from_secs(5) };
+const OF_CONTAINER: Rate = Rate { burst: 2, interval: Duration::from_secs(5) };
 /// Of all of a tenant together.
 const OF_TENANT: Rate = Rate { burst: 12, interval: Duration::from_secs(1) };
 /// Entries before those that are forgiven are looked for.

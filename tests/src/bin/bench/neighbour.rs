@@ -6,6 +6,7 @@ mod attack;
 use crate::{
     Bench, HELLO, PATH, median,
     platform::Platform,
+    reference,
     report::{Bound, Report},
 };
 use anyhow::{Context, Result, ensure};
@@ -87,6 +88,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Res
     platform.deploy_code("bench/m/hello", HELLO).await?;
     let target = load::Target::url(&format!("{}{PATH}", platform.url)).await?;
     load::open_loop(&target, RATE, Duration::from_secs(1)).await?;
+    let node = reference::packages(&bench.root.join("target/bench-references"))?;
     let attacks = wanted();
     for attack in &attacks {
         attack.prepare(platform).await.with_context(|| attack.name)?;
@@ -107,7 +109,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Res
                     stop.cancel();
                     beside
                 },
-                attack.run(platform, turn, &stop)
+                attack.run(platform, turn, &node, &stop)
             );
             let (beside, answers) = (beside?, answers.with_context(|| attack.name)?);
             let back = all_back(platform, attack, descriptors).await.with_context(|| format!("after {}", attack.name))?;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fmt,
+    path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
@@ -28,7 +29,7 @@ const STORM: [(&str, [&str; TURNS]); 4] = [
     ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2"]),
 ];
 /// What its tenant may have built in an hour; the last turn meets with it.
-const STORM_MAX: usize = STORM.len() * TURNS - 2;
+const STORM_MAX: usize = STORM.len() * TURNS - 6;
 
 /// How an attack is carried out.
 enum How {
@@ -44,8 +45,8 @@ enum How {
     Hoard,
     /// Functions whose modules nobody has built.
     Builds,
-    /// No attack: a program that is none of Hearth's takes one CPU, to tell what that alone costs on this machine.
-    Program,
+    /// No attack: a script that is none of Hearth's takes one CPU, to tell what that alone costs on this machine.
+    Outside(&'static str),
 }
 
 /// One attack.
@@ -62,8 +63,13 @@ const fn function(name: &'static str, about: &'static str, code: &'static str) -
 }
 
 /// All of them. Functions end by their deadline or by a limit; `?ok` asks them whether they live.
-pub const ATTACKS: [Attack; 14] = [
-    Attack { name: "program", about: "a program outside Hearth that takes one CPU", how: How::Program },
+pub const ATTACKS: [Attack; 15] = [
+    Attack { name: "outside", about: "a program outside Hearth that takes one CPU", how: How::Outside("while :; do :; done") },
+    Attack {
+        name: "starts",
+        about: "one that starts Node.js again and again there",
+        how: How::Outside("while :; do \"$NODE\" -e 0; done"),
+    },
     function("loop", "an endless loop", "for (;;);"),
     function(
         "fork",
@@ -174,11 +180,11 @@ impl Attack {
 
     /// Whether something is promised beside it.
     pub fn is_hearths(&self) -> bool {
-        !matches!(self.how, How::Program)
+        !matches!(self.how, How::Outside(_))
     }
 
-    /// Attacks until `stop`.
-    pub async fn run(&self, platform: &Platform, turn: usize, stop: &CancellationToken) -> Result<Answers> {
+    /// Attacks until `stop`; `node` is the program.
+    pub async fn run(&self, platform: &Platform, turn: usize, node: &Path, stop: &CancellationToken) -> Result<Answers> {
         match self.how {
             How::Function(_) => self.call(platform, stop).await,
             How::Answers(_) => self.download(platform, stop).await,
@@ -186,7 +192,7 @@ impl Attack {
             How::Slow => connections(platform, stop, true).await,
             How::Hoard => connections(platform, stop, false).await,
             How::Builds => self.builds(platform, turn, stop).await,
-            How::Program => program(stop).await,
+            How::Outside(script) => outside(script, node, stop).await,
         }
     }
 
@@ -264,10 +270,10 @@ impl Attack {
 }
 
 /// On the last CPU, which is among those for background work.
-async fn program(stop: &CancellationToken) -> Result<Answers> {
+async fn outside(script: &str, node: &Path, stop: &CancellationToken) -> Result<Answers> {
     let last = std::thread::available_parallelism()?.get() - 1;
     let mut command = tokio::process::Command::new("taskset");
-    command.args(["-c", &last.to_string(), "sh", "-c", "while :; do :; done"]).kill_on_drop(true);
+    command.args(["-c", &last.to_string(), "sh", "-c", script]).env("NODE", node).kill_on_drop(true);
     let mut child = command.spawn()?;
     tokio::select! {
         () = stop.cancelled() => child.kill().await?,
