@@ -44,6 +44,7 @@ impl Handler {
         if let Some(container) = self.containers.get(&path).filter(|c| c.is_alive() && c.fits(servable)) {
             return Ok(container);
         }
+        self.restarts.replace(&path, Instant::now()).map_err(|wait| AcquireError::CrashLoop { wait })?;
         let memory_mb = servable.container.memory_mb;
         // What is loaded ahead would not outlive a new start.
         let loaded = servable.live.iter().filter(|_| !pool::outgrows_pool(memory_mb));

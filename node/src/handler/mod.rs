@@ -183,7 +183,7 @@ pub enum AcquireError {
     },
     /// This container, or its tenant's together, ended by their own fault too often.
     #[error(
-        "the function's container, or others of its tenant, have crashed, run out of memory or been stuck too often in a row; a fresh one starts in {:.1} s",
+        "the function's container, or others of its tenant, have crashed, run out of memory, been stuck or not loaded too often in a row; a fresh one starts in {:.1} s",
         wait.as_secs_f32()
     )]
     CrashLoop {

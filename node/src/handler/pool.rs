@@ -7,7 +7,8 @@
 //! takes memory (some 15 MB until its first tenant has been idle for a while) and makes loads quicker. Part of the pool may have the modules loaded that are most in demand here; such a container goes
 //! only to a function that depends on all of them, so that nobody meets code that it did not ask for.
 //!
-//! A container that has ended by its own fault is replaced behind everybody else: it waits until one can be spared.
+//! A container that has ended by its own fault is replaced behind everybody else: for up to five seconds it waits for one that can be
+//! spared; then it is like the others.
 
 use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot};
 use hearth_model::{
@@ -85,6 +86,12 @@ fn readiness(prepared: Option<Instant>, now: Instant) -> u8 {
     }
 }
 
+/// Whether one of `plain` containers, which fit everybody, can be spared, where so many `others` make up the pool with them and so many
+/// claims wait: others keep half of them.
+fn can_spare(plain: usize, others: usize, target: usize, hurried: usize) -> bool {
+    hurried == 0 && plain > target.saturating_sub(others) / 2
+}
+
 /// What was claimed lately.
 struct Demand {
     /// Claims of each look in the last second.
@@ -153,8 +160,7 @@ impl Pool {
         let mut waiting = self.waiting.lock();
         let plain = || waiting.iter().enumerate().filter(|(_, w)| w.preloaded.is_empty() && w.node == NodeVersion::default());
         let count = plain().count();
-        let kept = self.target().saturating_sub(waiting.len() - count) / 2;
-        if count <= kept || self.hurried.load(Relaxed) > 0 {
+        if !can_spare(count, waiting.len() - count, self.target(), self.hurried.load(Relaxed)) {
             return None;
         }
         let (at, _) = plain().min_by_key(|(_, w)| readiness(w.prepared, now))?;
@@ -245,14 +251,11 @@ pub(super) async fn take_spare(
     path: &ContainerPath,
     node: NodeVersion,
 ) -> Result<Option<Waiting>, AcquireError> {
-    let until = Instant::now() + SPARE_WAIT;
-    while node == NodeVersion::default() && handler.restarts.owes(path, Instant::now()) && Instant::now() < until {
+    let until = Instant::now() + SPARE_WAIT.min(handler.config.claim_timeout / 2);
+    let is_kept = || node == NodeVersion::default() && handler.pool.target() > 0;
+    while is_kept() && handler.restarts.owes(path, Instant::now()) && Instant::now() < until {
         if handler.leaving.is_cancelled() {
             return Err(AcquireError::Draining);
-        }
-        // Others of its tenant's may have ended meanwhile.
-        if let Some(wait) = handler.restarts.wait(path, Instant::now()) {
-            return Err(AcquireError::CrashLoop { wait });
         }
         let arrived = handler.pool.arrived.notified();
         tokio::pin!(arrived);
@@ -274,7 +277,8 @@ pub(super) async fn take_when_ready(
     wanted: &BTreeSet<BuildKey>,
 ) -> Result<Waiting, AcquireError> {
     let pool = &handler.pool;
-    let _hurried = Hurried::new(&pool.hurried);
+    // What the pool has is of no use to the others.
+    let _hurried = (node == NodeVersion::default()).then(|| Hurried::new(&pool.hurried));
     while !handler.leaving.is_cancelled() {
         // In a task of its own, since it goes on when another container comes first.
         let mut making = handler.tasks.spawn_on(make_for_claim(Arc::clone(handler), node), &handler.runtime);
@@ -597,6 +601,23 @@ mod tests {
         let now = Instant::now();
         let ranks = [Some(now), None, Some(now - PREPARING)].map(|prepared| readiness(prepared, now));
         assert!(ranks.is_sorted(), "{ranks:?}");
+    }
+
+    #[test]
+    fn what_can_be_spared_is_above_half_of_what_fits_everybody() {
+        for (plain, others, target, spare) in [
+            (4, 0, 4, true),
+            (3, 0, 4, true),
+            (2, 0, 4, false),
+            (2, 2, 4, true),
+            (1, 2, 4, false),
+            (2, 0, 3, true),
+            (1, 0, 1, true),
+        ] {
+            assert_eq!(can_spare(plain, others, target, 0), spare, "{plain} and {others} of {target}");
+            assert!(!can_spare(plain, others, target, 1), "somebody waits");
+        }
+        assert!(!can_spare(0, 0, 0, 0) && !can_spare(0, 4, 4, 0));
     }
 
     #[test]

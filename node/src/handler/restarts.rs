@@ -5,7 +5,7 @@
 use hearth_model::{ContainerPath, TenantName};
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     time::{Duration, Instant},
 };
@@ -45,9 +45,19 @@ impl<K: Hash + Eq + Clone> Paid<K> {
         *until = ((*until).max(now) + interval).min(now + interval * (burst + 1));
     }
 
+    fn owes(&self, key: &K, now: Instant) -> bool {
+        self.until.get(key).is_some_and(|until| *until > now)
+    }
+
     fn wait(&self, key: &K, now: Instant) -> Duration {
         let free = now + self.rate.interval * self.rate.burst;
         self.until.get(key).map_or(Duration::ZERO, |until| until.saturating_duration_since(free))
+    }
+
+    /// Until there is room for one more.
+    fn wait_for_next(&self, key: &K, now: Instant) -> Duration {
+        let Rate { burst, interval } = self.rate;
+        self.until.get(key).map_or(Duration::ZERO, |until| (*until + interval).saturating_duration_since(now + interval * burst))
     }
 }
 
@@ -56,26 +66,42 @@ pub(super) struct Restarts(Mutex<Ends>);
 
 struct Ends {
     containers: Paid<ContainerPath>,
+    /// Paid for when a container is replaced, since many may end at once.
     tenants: Paid<TenantName>,
+    /// Ended by their own fault, and not asked for since.
+    unreplaced: HashSet<ContainerPath>,
+}
+
+impl Ends {
+    fn tenants_wait(&self, path: &ContainerPath, now: Instant) -> Duration {
+        if !self.unreplaced.contains(path) {
+            return Duration::ZERO;
+        }
+        self.tenants.wait_for_next(&path.tenant, now)
+    }
 }
 
 impl Default for Restarts {
     fn default() -> Self {
-        Self(Mutex::new(Ends { containers: Paid::new(OF_CONTAINER), tenants: Paid::new(OF_TENANT) }))
+        let (containers, tenants) = (Paid::new(OF_CONTAINER), Paid::new(OF_TENANT));
+        Self(Mutex::new(Ends { containers, tenants, unreplaced: HashSet::new() }))
     }
 }
 
 impl Restarts {
     /// A container has ended by its own fault.
     pub fn note(&self, path: &ContainerPath, now: Instant) {
-        let mut ends = self.0.lock();
-        ends.containers.note(path, now);
-        ends.tenants.note(&path.tenant, now);
+        let Ends { containers, unreplaced, .. } = &mut *self.0.lock();
+        containers.note(path, now);
+        if unreplaced.len() >= SWEEP_FROM {
+            unreplaced.retain(|path| containers.owes(path, now));
+        }
+        unreplaced.insert(path.clone());
     }
 
     /// Whether it has ended lately by its own fault.
     pub fn owes(&self, path: &ContainerPath, now: Instant) -> bool {
-        self.0.lock().containers.until.get(path).is_some_and(|until| *until > now)
+        self.0.lock().containers.owes(path, now)
     }
 
     /// Whether one of the tenant's has.
@@ -86,8 +112,24 @@ impl Restarts {
     /// How long the next one has to wait.
     pub fn wait(&self, path: &ContainerPath, now: Instant) -> Option<Duration> {
         let ends = self.0.lock();
-        let wait = ends.containers.wait(path, now).max(ends.tenants.wait(&path.tenant, now));
+        let wait = ends.containers.wait(path, now).max(ends.tenants_wait(path, now));
         (!wait.is_zero()).then_some(wait)
+    }
+
+    /// The next one is made now.
+    ///
+    /// # Errors
+    /// How long it has to wait, since others of its tenant's are made first.
+    pub fn replace(&self, path: &ContainerPath, now: Instant) -> Result<(), Duration> {
+        let mut ends = self.0.lock();
+        let wait = ends.tenants_wait(path, now);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        if ends.unreplaced.remove(path) {
+            ends.tenants.note(&path.tenant, now);
+        }
+        Ok(())
     }
 }
 
@@ -125,14 +167,26 @@ mod tests {
     fn a_tenants_containers_have_a_rate_together() {
         let (restarts, start) = (Restarts::default(), Instant::now());
         let paths: Vec<ContainerPath> = (0..100).map(|n| format!("bad/c{n}").parse().unwrap()).collect();
-        let ended = paths.iter().take_while(|path| {
+        for path in &paths {
             restarts.note(path, start);
-            restarts.wait(path, start).is_none()
-        });
-        assert_eq!(ended.count(), OF_TENANT.burst as usize);
-        assert_eq!(restarts.wait(&paths[99], start), Some(OF_TENANT.interval), "though it has not ended yet");
-        assert_eq!(restarts.wait(&paths[99], start + OF_TENANT.interval), None);
-        assert_eq!(restarts.wait(&"good/main".parse().unwrap(), start), None);
+        }
+        // All at once, as often as they like.
+        let replaced = |now| {
+            paths.iter().filter(|path| restarts.0.lock().unreplaced.contains(path) && restarts.replace(path, now).is_ok()).count()
+        };
+        assert_eq!((replaced(start), replaced(start)), (OF_TENANT.burst as usize, 0));
+        let later = |n| start + n * OF_TENANT.interval;
+        assert_eq!(
+            (replaced(later(1)), replaced(later(1)), replaced(later(10))),
+            (1, 0, 9),
+            "though most have paid for themselves"
+        );
+        let (waits, never_ended) = (restarts.wait(&paths[99], later(10)), "bad/other".parse().unwrap());
+        assert_eq!(waits, Some(OF_TENANT.interval));
+        assert_eq!((restarts.wait(&never_ended, later(10)), restarts.replace(&never_ended, later(10))), (None, Ok(())));
+        let good = "good/main".parse().unwrap();
+        restarts.note(&good, start);
+        assert_eq!(restarts.replace(&good, start), Ok(()), "another tenant's");
     }
 
     #[test]
@@ -143,6 +197,6 @@ mod tests {
         }
         restarts.note(&"late/main".parse().unwrap(), start + INTERVAL);
         let ends = restarts.0.lock();
-        assert_eq!((ends.containers.until.len(), ends.tenants.until.len()), (1, 1));
+        assert_eq!((ends.containers.until.len(), ends.unreplaced.len()), (1, 1));
     }
 }
