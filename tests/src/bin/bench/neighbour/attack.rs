@@ -28,7 +28,7 @@ const STORM: [(&str, [&str; TURNS]); 4] = [
     ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0"]),
     ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2"]),
 ];
-/// What its tenant may have built in an hour; the last turn meets with it.
+/// What its tenant may have built in an hour: fewer than it asks for, so that the last turns meet with it.
 const STORM_MAX: usize = STORM.len() * TURNS - 6;
 
 /// How an attack is carried out.
