@@ -127,8 +127,10 @@ async fn send(plan: Plan, began: Instant, stop: Arc<AtomicBool>, samples: Arc<Mu
 
 async fn one(http: &reqwest::Client, plan: &Plan, target: &str, turn: &AtomicUsize) -> (Outcome, Option<String>, String) {
     let mut last = (Outcome::Dial, None, String::new());
-    for _ in 0..plan.routers.len() {
-        let router = &plan.routers[turn.fetch_add(1, Relaxed) % plan.routers.len()];
+    // One turn for each request: those that are under way at once must not take each other's other address.
+    let first = turn.fetch_add(1, Relaxed);
+    for n in 0..plan.routers.len() {
+        let router = &plan.routers[(first + n) % plan.routers.len()];
         let url = format!("{router}/run/{target}");
         let request = match plan.body {
             Some(body) => http.post(url).body(body),
@@ -223,5 +225,38 @@ impl Report {
         let lines =
             self.lost().into_iter().take(10).map(|s| format!("{:?} {:?} {:?} {:?} {}", s.due, s.took, s.outcome, s.node, s.detail));
         format!("{:?}\n{}", self.outcomes(), lines.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_request_is_lost_to_an_address_that_refuses_while_another_serves() {
+        let refusing = format!("http://127.0.0.1:{}", crate::process::free_port());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let serving = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut head = [0; 4_096];
+                    while stream.read(&mut head).await.is_ok_and(|n| n > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        });
+        let plan = Plan { routers: vec![refusing, serving], targets: vec!["t/c/f".to_owned()], rate: 1, body: None };
+        let (plan, turn, http) = (Arc::new(plan), Arc::new(AtomicUsize::new(0)), crate::http_client().build().unwrap());
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let (plan, turn, http) = (Arc::clone(&plan), Arc::clone(&turn), http.clone());
+            all.spawn(async move { one(&http, &plan, "t/c/f", &turn).await });
+        }
+        for (outcome, _, detail) in all.join_all().await {
+            assert_eq!(outcome, Outcome::Ok, "{detail}");
+        }
     }
 }
