@@ -140,8 +140,10 @@ CONTROLS = [
             "system", "containers_that_end_leave_half_of_the_pool_to_others", 2),
     Control("9", "node/src/handler/restarts.rs", "if !self.unreplaced.contains(path) {", "if !self.unreplaced.contains(path) || self.tenants.rate.burst > 0 {",
             "lib", "a_tenants_containers_have_a_rate_together"),
-    Control("37", "node/src/handler/busy.rs", "let wanted = !all_busy && (busy", "let wanted = all_busy && (busy",
-            "system", "a_busy_container_keeps_to_the_cpus_for_background_work", 2),
+    Control("37", "node/src/handler/busy.rs", "if self.all_busy {", "if !self.all_busy {",
+            "background", "a_busy_container_keeps_to_the_cpus_for_background_work_and_others_keep_off_them", 2),
+    Control("37", "node/src/handler/apart.rs", "self.apart = others >= BUSY_FROM", "self.apart = others.is_nan() && others >= BUSY_FROM",
+            "background", "a_busy_container_keeps_to_the_cpus_for_background_work_and_others_keep_off_them", 3),
     Control("38", "node/src/manage/audit.rs", 'mutating: !matches!(request.method().as_str(), "GET" | "HEAD" | "OPTIONS"),', 'mutating: matches!(request.method().as_str(), "PATCH"),',
             "lib", "each_change_leaves_one_audit_line_whatever_it_holds"),
 ]
@@ -218,7 +220,7 @@ def run_round(number):
             if control.file == file:
                 text = text.replace(control.old, control.new)
         put(file, text)
-    if any(control.target in ("system", "cluster") for control in controls):
+    if any(control.target in ("system", "cluster", "background") for control in controls):
         subprocess.run(["cargo", "build", "--workspace", "--locked", "--quiet", "--bins"], cwd=COPY, check=True,
                        env=dict(os.environ, CARGO_TARGET_DIR=str(TARGET)), timeout=DEADLINE_S)
     held = True

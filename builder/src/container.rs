@@ -8,7 +8,7 @@ use crate::{
 };
 use hearth_model::ArtifactRef;
 use hearth_registry::relay::{self, Usage};
-use hearth_sandbox::{Limits, Purpose, SandboxError, SandboxSpec};
+use hearth_sandbox::{Cpus, Limits, Purpose, SandboxError, SandboxSpec};
 use hearth_store::BuildJob;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::{
@@ -234,7 +234,7 @@ impl Builder {
                 memory_mb: self.config.memory_mb,
                 cpu_millis: 2_000,
                 cpu_shares: 256,
-                background: self.deps.beside_requests,
+                cpus: if self.deps.beside_requests { Cpus::Background } else { Cpus::Any },
                 pids: 512,
                 nofile: 4_096,
                 tmp_mb: 256,

@@ -74,7 +74,7 @@ mod tests {
         let finding = |severity, passed| Finding { id: "x.y", title: "t", severity, passed, detail: "mend it".into() };
         let description = |findings| Description {
             engine: String::new(),
-            background_cpus: 0,
+            cpu_split: None,
             mounts_propagate: true,
             warnings: Vec::new(),
             findings,

@@ -126,7 +126,7 @@ impl Node {
                 usage: Arc::clone(&usage),
                 data_dir: data_dir.clone(),
                 runtime_dir,
-                background_cpus: description.background_cpus,
+                cpu_split: description.cpu_split.clone(),
             },
         )
         .await?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hearth_model::function::NodeVersion;
 use hearth_sandbox::{
-    Limits, Purpose, Running, Sandbox, SandboxSpec,
+    Cpus, Limits, Purpose, Running, Sandbox, SandboxSpec,
     docker::{Config, DockerSandbox},
     image, net,
 };
@@ -41,7 +41,7 @@ fn spec(root: &Path, slot: u32) -> Result<SandboxSpec> {
             memory_mb: 256,
             cpu_millis: 2_000,
             cpu_shares: 1_024,
-            background: false,
+            cpus: Cpus::Any,
             pids: 64,
             nofile: 1_024,
             tmp_mb: 32,

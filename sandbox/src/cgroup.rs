@@ -161,11 +161,11 @@ impl Group {
         }
     }
 
-    /// New limits of memory and CPU, and whether it is kept to the CPUs that are set aside for background work.
-    pub(crate) fn resize(&self, limits: &Limits, background_cpus: Option<&CpuSet>) -> io::Result<()> {
+    /// New limits of memory and CPU, and the CPUs that it may use; all that the group above has where none are named.
+    pub(crate) fn resize(&self, limits: &Limits, cpus: Option<&CpuSet>) -> io::Result<()> {
         let memory = limits.memory_mb.saturating_mul(MIB).to_string();
         let quota = cpu_quota_us(limits.cpu_millis);
-        let kept = background_cpus.filter(|_| limits.background).map(CpuSet::to_string);
+        let kept = cpus.map(CpuSet::to_string);
         match self {
             Self::V1(_) => {
                 let limit = self.file("memory", "memory.limit_in_bytes")?;
@@ -286,6 +286,7 @@ fn wait_until(done: impl Fn() -> io::Result<bool>, again: impl Fn() -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Cpus;
 
     const V1_MOUNTS: &str = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
         cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0\n\
@@ -347,7 +348,7 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.join("cgroup.freeze")).unwrap(), "0");
         assert_eq!(group.usage().unwrap(), Usage { memory_bytes: 4096, cpu: Duration::from_micros(1500), pids: 3 });
         assert!(group.out_of_memory());
-        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, background: true, pids: 9, nofile: 1, tmp_mb: 1 };
+        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, cpus: Cpus::Any, pids: 9, nofile: 1, tmp_mb: 1 };
         group.resize(&limits, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
         let read = |name| fs::read_to_string(dir.join(name)).unwrap();
         assert_eq!(
@@ -355,10 +356,10 @@ mod tests {
             ("134217728".into(), "0".into(), "50000 100000".into(), "39".into(), "max\n".into())
         );
         assert_eq!(read("cpuset.cpus"), "2,3");
-        group.resize(&Limits { background: false, ..limits }, Some(&CpuSet::parse("2-3").unwrap())).unwrap();
+        group.resize(&limits, None).unwrap();
         assert_eq!(read("cpuset.cpus"), "0-3", "as many as the group above has");
         fs::write(dir.join("cpuset.cpus"), "\n").unwrap();
-        group.resize(&Limits { background: false, ..limits }, None).unwrap();
+        group.resize(&limits, None).unwrap();
         assert_eq!(read("cpuset.cpus"), "\n", "what was never kept to some CPUs is left alone");
     }
 
@@ -372,13 +373,10 @@ mod tests {
             fs::write(own.join(name), "0\n").unwrap();
         }
         let group = Group::V1(["memory", "cpu", "cpuset"].map(|name| (name.to_owned(), own.clone())).into());
-        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, background: true, pids: 9, nofile: 1, tmp_mb: 1 };
-        let anywhere = Limits { background: false, ..limits };
+        let limits = Limits { memory_mb: 128, cpu_millis: 500, cpu_shares: 1024, cpus: Cpus::Any, pids: 9, nofile: 1, tmp_mb: 1 };
         let aside = CpuSet::parse("2-3").unwrap();
-        for (limits, background_cpus, wanted) in
-            [(limits, Some(&aside), "2,3"), (anywhere, Some(&aside), "0-3"), (limits, Some(&aside), "2,3"), (limits, None, "0-3")]
-        {
-            group.resize(&limits, background_cpus).unwrap();
+        for (cpus, wanted) in [(Some(&aside), "2,3"), (None, "0-3"), (Some(&aside), "2,3")] {
+            group.resize(&limits, cpus).unwrap();
             assert_eq!(fs::read_to_string(own.join("cpuset.cpus")).unwrap(), wanted);
         }
         assert_eq!(fs::read_to_string(own.join("cpu.cfs_quota_us")).unwrap(), "50000");

@@ -1,7 +1,9 @@
-//! Sets of CPUs, written as Linux writes them (`0-1,4`), and which of a machine's are set aside for background work: what no request
-//! waits for, and containers that keep a CPU busy.
+//! Sets of CPUs, written as Linux writes them (`0-1,4`), and the split of a machine's: those that are set aside for background work, which
+//! is what no request waits for and containers that keep a CPU busy, and the others.
 
-use std::{collections::BTreeSet, fs};
+use crate::Cpus;
+pub(crate) use rustix::thread::CpuSet as Affinity;
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 /// Highest number of a CPU; Linux is built for no more.
 const NUMBER_MAX: u32 = 8_191;
@@ -30,18 +32,30 @@ impl CpuSet {
     }
 
     /// As a thread's affinity.
-    pub(crate) fn affinity(&self) -> rustix::thread::CpuSet {
-        let mut set = rustix::thread::CpuSet::new();
+    pub(crate) fn affinity(&self) -> Affinity {
+        let mut set = Affinity::new();
         // The kernel knows more CPUs than this type does; those are left out.
-        for cpu in self.0.iter().map(|cpu| *cpu as usize).filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU) {
+        for cpu in self.0.iter().map(|cpu| *cpu as usize).filter(|cpu| *cpu < Affinity::MAX_CPU) {
             set.set(cpu);
         }
         set
     }
 
-    /// How many.
-    pub(crate) fn len(&self) -> usize {
+    /// How many; never 0.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    pub(crate) fn contains(&self, cpu: u32) -> bool {
+        self.0.contains(&cpu)
+    }
+
+    /// Those that are not in `other`.
+    fn without(&self, other: &Self) -> Option<Self> {
+        let rest: BTreeSet<u32> = self.0.difference(&other.0).copied().collect();
+        (!rest.is_empty()).then_some(Self(rest))
     }
 
     /// The half with the higher numbers, the smaller one of an odd number: of cores where there are several, since what runs on one
@@ -68,6 +82,68 @@ impl std::fmt::Display for CpuSet {
     }
 }
 
+/// A machine's CPUs where some are set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuSplit {
+    /// Set aside for background work.
+    pub background: CpuSet,
+    /// The others that containers may use; none where all are set aside.
+    pub foreground: Option<CpuSet>,
+}
+
+impl CpuSplit {
+    /// Those that `cpus` means; none for all.
+    pub(crate) fn of(&self, cpus: Cpus) -> Option<&CpuSet> {
+        match cpus {
+            Cpus::Any => None,
+            Cpus::Background => Some(&self.background),
+            Cpus::Foreground => self.foreground.as_ref(),
+        }
+    }
+
+    /// What all of this machine's programs have used since it started.
+    pub fn used(&self) -> io::Result<UsedTime> {
+        self.used_of(&fs::read_to_string("/proc/stat")?)
+    }
+
+    /// `/proc/stat` has a line for each CPU with its ticks: user, nice, system, idle, waiting for a disk, interrupts, those put off,
+    /// stolen by the host.
+    fn used_of(&self, text: &str) -> io::Result<UsedTime> {
+        let malformed =
+            |line: &str| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/stat: {line:?} is not what is expected"));
+        let (mut background, mut foreground, mut seen) = (0, 0, 0);
+        for line in text.lines() {
+            let Some((cpu, fields)) = line.strip_prefix("cpu").and_then(|rest| rest.split_once(' ')) else { continue };
+            let Ok(cpu) = cpu.parse::<u32>() else { continue };
+            let ticks: Option<Vec<u64>> = fields.split_ascii_whitespace().take(8).map(|field| field.parse().ok()).collect();
+            let ticks = ticks.filter(|ticks| ticks.len() >= 4).ok_or_else(|| malformed(line))?;
+            let of_programs: u64 = ticks.iter().take(3).sum();
+            if self.background.contains(cpu) {
+                background += of_programs;
+                seen += 1;
+            } else if self.foreground.as_ref().is_some_and(|cpus| cpus.contains(cpu)) {
+                foreground += of_programs + ticks.iter().skip(5).sum::<u64>();
+                seen += 1;
+            }
+        }
+        if seen < self.background.len() + self.foreground.as_ref().map_or(0, CpuSet::len) {
+            return Err(malformed(text.lines().next().unwrap_or_default()));
+        }
+        let per_s = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(u32::MAX);
+        let time = |ticks: u64| Duration::from_secs(ticks) / per_s;
+        Ok(UsedTime { background: time(background), foreground: time(foreground) })
+    }
+}
+
+/// CPU time since the machine started.
+#[derive(Debug, Clone, Copy)]
+pub struct UsedTime {
+    /// Of the background CPUs, by programs.
+    pub background: Duration,
+    /// Of the foreground CPUs, by programs, interrupts and the host of a virtual machine.
+    pub foreground: Duration,
+}
+
 /// The CPUs that are threads of the same core; none where the machine does not say.
 pub(crate) fn siblings(cpu: u32) -> BTreeSet<u32> {
     let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
@@ -75,15 +151,15 @@ pub(crate) fn siblings(cpu: u32) -> BTreeSet<u32> {
 }
 
 /// What `docker.background_cpus` means where containers may use the CPUs `usable`.
-pub(crate) fn background(setting: &str, usable: &CpuSet, core_of: impl Fn(u32) -> BTreeSet<u32>) -> Result<Option<CpuSet>, String> {
-    if setting == "auto" {
-        return Ok(usable.upper_half(core_of));
-    }
-    let cpus = CpuSet::parse(setting)?;
-    if cpus.0.is_subset(&usable.0) {
-        Ok(Some(cpus))
-    } else {
-        Err(format!("containers have the CPUs {usable}, not all of {setting}"))
+pub(crate) fn split(setting: &str, usable: &CpuSet, core_of: impl Fn(u32) -> BTreeSet<u32>) -> Result<Option<CpuSplit>, String> {
+    let background = match setting {
+        "auto" => usable.upper_half(core_of),
+        list => Some(CpuSet::parse(list)?),
+    };
+    match background {
+        Some(cpus) if !cpus.0.is_subset(&usable.0) => Err(format!("containers have the CPUs {usable}, not all of {setting}")),
+        Some(background) => Ok(Some(CpuSplit { foreground: usable.without(&background), background })),
+        None => Ok(None),
     }
 }
 
@@ -105,16 +181,38 @@ mod tests {
     fn the_upper_half_is_set_aside_unless_told_otherwise() {
         let threads = |each: u32| move |cpu: u32| (0..8).filter(|other| other % each == cpu % each).collect::<BTreeSet<_>>();
         let on = |usable: &str, cores: u32, setting: &str| {
-            background(setting, &CpuSet::parse(usable).unwrap(), threads(cores)).map(|c| c.map(|c| c.to_string()))
+            let list =
+                |half: CpuSplit| (half.background.to_string(), half.foreground.map(|cpus| cpus.to_string()).unwrap_or_default());
+            split(setting, &CpuSet::parse(usable).unwrap(), threads(cores)).map(|half| half.map(list))
         };
+        let half = |background: &str, foreground: &str| Ok(Some((background.to_owned(), foreground.to_owned())));
         assert_eq!(on("0", 8, "auto"), Ok(None));
-        assert_eq!(on("0-1", 8, "auto"), Ok(Some("1".to_owned())));
-        assert_eq!(on("0-4", 8, "auto"), Ok(Some("3,4".to_owned())));
-        assert_eq!(on("0-3", 2, "auto"), Ok(Some("1,3".to_owned())), "whole cores");
-        assert_eq!(on("0-1", 1, "auto"), Ok(Some("1".to_owned())), "the threads of the only core");
-        assert_eq!(on("3,7", 8, "auto"), Ok(Some("7".to_owned())));
-        assert_eq!(on("0-3", 8, "1-2"), Ok(Some("1,2".to_owned())));
+        assert_eq!(on("0-1", 8, "auto"), half("1", "0"));
+        assert_eq!(on("0-4", 8, "auto"), half("3,4", "0,1,2"));
+        assert_eq!(on("0-3", 2, "auto"), half("1,3", "0,2"), "whole cores");
+        assert_eq!(on("0-1", 1, "auto"), half("1", "0"), "the threads of the only core");
+        assert_eq!(on("3,7", 8, "auto"), half("7", "3"));
+        assert_eq!(on("0-3", 8, "1-2"), half("1,2", "0,3"));
+        assert_eq!(on("0-1", 8, "0-1"), half("0,1", ""));
         assert!(on("0-3", 8, "3-4").unwrap_err().contains("0,1,2,3"));
         assert!(on("0-3", 8, "half").is_err());
+    }
+
+    #[test]
+    fn what_cpus_are_used_for_is_read_as_linux_writes_it() {
+        let split = |background: &str, foreground: &str| CpuSplit {
+            background: CpuSet::parse(background).unwrap(),
+            foreground: CpuSet::parse(foreground).ok(),
+        };
+        let text =
+            "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 10 20 5000 700 1 2 3 90 0\ncpu1 200 0 5 9 9 7 7 7 0 0\ncpu2 1 1 1 1\nintr 5 6\n";
+        let per_s = rustix::param::clock_ticks_per_second() as f64;
+        let used = split("1", "0").used_of(text).unwrap();
+        assert!((used.background.as_secs_f64() - 205.0 / per_s).abs() < 1e-6, "{used:?}");
+        assert!((used.foreground.as_secs_f64() - 136.0 / per_s).abs() < 1e-6, "{used:?}");
+        assert!(split("1", "0").used_of("cpu0 1 2 x 4 5\ncpu1 1 2 3 4 5\n").is_err());
+        assert!(split("1", "0").used_of("cpu0 1 2 3\ncpu1 1 2 3 4 5\n").is_err());
+        assert!(split("3", "0-2").used_of(text).is_err(), "a CPU that is away");
+        assert!(split("0", "").used().unwrap().background > Duration::ZERO);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     Description, Exit, Limits, Purpose, Running, Sandbox, SandboxError, SandboxId, SandboxSpec, Usage,
     background::Background,
     cgroup,
-    cpus::{self, CpuSet},
+    cpus::{self, CpuSplit},
     image,
     net::{self, Egress, NetError},
 };
@@ -62,8 +62,8 @@ struct Inner {
     config: Config,
     engine: Engine,
     hierarchy: Option<cgroup::Hierarchy>,
-    /// CPUs for background work, where some are set aside.
-    background_cpus: Option<CpuSet>,
+    /// The machine's CPUs, where some are set aside for background work.
+    split: Option<CpuSplit>,
     background: Option<Background>,
     egress: Option<Egress>,
     /// Weaknesses found while connecting.
@@ -112,8 +112,8 @@ impl DockerSandbox {
                 warnings.push(format!("control groups are not readable ({e}): freezing goes through the engine and is slow"))
             })
             .ok();
-        let background_cpus = background_cpus(&config, hierarchy.as_ref(), &mut warnings)?;
-        let background = background_cpus.as_ref().map(Background::start).transpose();
+        let split = split(&config, hierarchy.as_ref(), &mut warnings)?;
+        let background = split.as_ref().map(|split| Background::start(&split.background)).transpose();
         let background = background.map_err(|e| SandboxError::Failed { call: "start threads", detail: e.to_string() })?;
         let aside = background.as_ref().and_then(Background::handle).cloned().unwrap_or_else(Handle::current);
         let egress = match config.egress.mode {
@@ -133,7 +133,7 @@ impl DockerSandbox {
             }
         };
         let state = Mutex::new(State::default());
-        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, background_cpus, background, egress, warnings, state }) })
+        Ok(Self { inner: Arc::new(Inner { config, engine, hierarchy, split, background, egress, warnings, state }) })
     }
 
     /// Makes sure that the engine has the image of `purpose`, building it where needed; `progress` gets lines for people. Images
@@ -171,19 +171,19 @@ impl DockerSandbox {
     }
 }
 
-/// The CPUs that are set aside. A machine that cannot keep containers to some CPUs does without, unless it was told which.
-fn background_cpus(
+/// The machine's CPUs, some of them set aside. A machine that cannot keep containers to some CPUs does without, unless it was told which.
+fn split(
     config: &Config,
     hierarchy: Option<&cgroup::Hierarchy>,
     warnings: &mut Vec<String>,
-) -> Result<Option<CpuSet>, SandboxError> {
+) -> Result<Option<CpuSplit>, SandboxError> {
     let wrong = |detail: String| SandboxError::Failed { call: "read configuration", detail: format!("background_cpus: {detail}") };
     if config.background_cpus == "none" {
         return Ok(None);
     }
     let missing = || io::Error::new(io::ErrorKind::NotFound, "control groups are not readable");
     match hierarchy.ok_or_else(missing).and_then(cgroup::Hierarchy::usable_cpus) {
-        Ok(usable) => cpus::background(&config.background_cpus, &usable, cpus::siblings).map_err(wrong),
+        Ok(usable) => cpus::split(&config.background_cpus, &usable, cpus::siblings).map_err(wrong),
         Err(error) if config.background_cpus == "auto" => {
             warnings.push(format!(
                 "no CPUs are set aside for background work ({error}): a container that keeps the CPUs busy slows the others' requests; have the kernel's cpuset controller, or set docker.background_cpus to \"none\""
@@ -212,7 +212,7 @@ async fn blocking<T: Send + 'static>(
 
 impl Inner {
     async fn create(&self, spec: &SandboxSpec) -> Result<Running, SandboxError> {
-        let body = options::container(&self.config, spec, slot_dir::is_root(), self.background_cpus.as_ref())?;
+        let body = options::container(&self.config, spec, slot_dir::is_root(), self.split.as_ref())?;
         self.prepare(spec).await?;
         let image = body.image.clone().unwrap_or_default();
         let name = options::name(&self.config, spec.slot);
@@ -471,7 +471,7 @@ impl Sandbox for DockerSandbox {
             &self.inner.engine,
             self.inner.hierarchy.as_ref(),
             self.inner.egress.is_some(),
-            self.inner.background_cpus.as_ref(),
+            self.inner.split.as_ref(),
             &self.inner.warnings,
         )
         .await

@@ -347,7 +347,7 @@ impl Sandbox for FakeSandbox {
         self.enter(Call::Describe).await?;
         Ok(Description {
             engine: "fake".to_owned(),
-            background_cpus: 0,
+            cpu_split: None,
             mounts_propagate: false,
             warnings: vec!["nothing is isolated: this sandbox is for tests".to_owned()],
             findings: Vec::new(),

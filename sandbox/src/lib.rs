@@ -10,6 +10,9 @@ pub mod docker;
 pub mod fake;
 pub mod image;
 pub mod net;
+pub mod own_threads;
+
+pub use cpus::{CpuSet, CpuSplit, UsedTime};
 
 use async_trait::async_trait;
 use hearth_model::{Egress, function::NodeVersion};
@@ -28,6 +31,18 @@ pub enum Purpose {
     Build,
 }
 
+/// Which of a machine's CPUs something may use. Where none are set aside for background work all mean the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cpus {
+    /// All.
+    #[default]
+    Any,
+    /// Those that are set aside for background work.
+    Background,
+    /// The others.
+    Foreground,
+}
+
 /// Limits of one container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -37,8 +52,8 @@ pub struct Limits {
     pub cpu_millis: u32,
     /// Weight against other containers when the CPU is contended, 2 to 262144; 1024 is the usual.
     pub cpu_shares: u32,
-    /// Whether it is kept to the CPUs that this machine has set aside for background work, if it has.
-    pub background: bool,
+    /// Which CPUs it may use.
+    pub cpus: Cpus,
     /// Processes and threads.
     pub pids: u32,
     /// Open files per process.
@@ -157,8 +172,8 @@ pub enum SandboxError {
 pub struct Description {
     /// As `docker 20.10.24, API 1.41, runc 1.1.5, cgroup v1`.
     pub engine: String,
-    /// How many CPUs are set aside for background work; 0 where all containers may use all.
-    pub background_cpus: usize,
+    /// Which CPUs are set aside for background work; none where all containers may use all.
+    pub cpu_split: Option<CpuSplit>,
     /// Whether mounts propagate into running containers (needs root); otherwise the module cache must be mounted whole.
     pub mounts_propagate: bool,
     /// Weaknesses that an operator should know, each with its remedy.

@@ -5,7 +5,7 @@
 mod support;
 
 use hearth_sandbox::{
-    Exit, Purpose, Sandbox, SandboxError,
+    Cpus, Exit, Limits, Purpose, Sandbox, SandboxError,
     conformance::{self, Fixture},
     docker::{Config, DockerSandbox},
     image, net,
@@ -202,7 +202,7 @@ async fn background_containers_keep_to_their_cpus() {
     let slots = Slots::new();
     let plain = slots.eval_spec(1);
     let mut spec = slots.eval_spec(2);
-    spec.limits.background = true;
+    spec.limits.cpus = Cpus::Background;
     let (anywhere, kept) = (sandbox.create(&plain).await.unwrap(), sandbox.create(&spec).await.unwrap());
     let all = cpus_of(anywhere.pid);
     let cpus = std::thread::available_parallelism().unwrap().get();
@@ -212,6 +212,9 @@ async fn background_containers_keep_to_their_cpus() {
     assert_eq!(cpus_of(kept.pid), all);
     sandbox.resize(&kept.id, &spec.limits).await.unwrap();
     assert_eq!(cpus_of(kept.pid), "0");
+    sandbox.resize(&kept.id, &Limits { cpus: Cpus::Foreground, ..plain.limits }).await.unwrap();
+    let others = cpus_of(kept.pid);
+    assert!(cpus == 1 || others != "0" && !others.starts_with("0-"), "{others}");
     for made in [anywhere, kept] {
         sandbox.destroy(&made.id).await.unwrap();
     }

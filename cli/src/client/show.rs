@@ -154,9 +154,10 @@ pub fn status(value: &Value, as_json: bool) -> Result<()> {
     )?;
     writeln!(
         out,
-        "containers  {} running ({} of them on background CPUs), {} frozen, {} of memory; claims {} from the pool, {} made on demand; {} adopted; {} requests wait",
+        "containers  {} running ({} of them on background CPUs{}), {} frozen, {} of memory; claims {} from the pool, {} made on demand; {} adopted; {} requests wait",
         n("/handler/containers/running"),
         n("/handler/containers/background"),
+        if value["handler"]["containers"]["requests_apart"] == true { ", requests kept to the others" } else { "" },
         n("/handler/containers/frozen"),
         b("/handler/memory_bytes"),
         n("/handler/claims/pooled"),

@@ -8,6 +8,7 @@ use super::{
     pool,
 };
 use hearth_model::{ContainerPath, Egress, FunctionName};
+use hearth_sandbox::Cpus;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -100,14 +101,14 @@ impl Handler {
             self.deps.modules.adopt_slot(slot.number, &slot.tree()).await;
             taken.push(slot.number);
             // It may have been kept to CPUs, and others may be set aside now.
-            let limits = pool::limits(&self.config, persisted.settings.memory_mb, pool::CLAIMED_CPU_SHARES, false);
+            let limits = pool::limits(&self.config, persisted.settings.memory_mb, pool::CLAIMED_CPU_SHARES, Cpus::Any);
             let resized = self.deps.sandbox.resize(&running.id, &limits).await;
             if let Err(error) = &resized {
                 tracing::warn!(container = %persisted.path, %error, "the limits of an adopted container could not be set again");
             }
             // Then it is tried again, as of one that may go back to all CPUs.
-            let (settings, background) = (persisted.settings, resized.is_err() && self.deps.background_cpus > 0);
-            let container = LiveContainer::new(persisted.path, running, slot, control, settings, background, self.now_ms());
+            let cpus = if resized.is_err() && self.deps.cpu_split.is_some() { Cpus::Background } else { Cpus::Any };
+            let container = LiveContainer::new(persisted.path, running, slot, control, persisted.settings, cpus, self.now_ms());
             let alive: HashMap<_, _> = loaded.iter().filter_map(|(text, linked)| Some((parse_loaded(text)?, *linked))).collect();
             for (function, made) in &persisted.known {
                 container.expect(function, *made);

@@ -3,14 +3,15 @@
 
 use super::{
     Handler,
+    apart::Apart,
     container::{LiveContainer, State},
     pool,
 };
 use hearth_model::TenantName;
-use hearth_sandbox::SandboxError;
+use hearth_sandbox::{Cpus, SandboxError};
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -36,17 +37,11 @@ const FIRST_LOAD: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(15);
 
 pub(super) async fn watch(handler: Arc<Handler>) {
-    let cpus = handler.deps.background_cpus;
-    if cpus == 0 {
-        return;
-    }
+    let Some(split) = &handler.deps.cpu_split else { return };
+    let mut apart = Apart::new(split);
     let mut looks = Looks::default();
-    loop {
-        tokio::select! {
-            () = handler.leaving.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        looks.look(&handler, cpus).await;
+    while handler.leaving.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        looks.look(&handler, split.background.len(), apart.as_mut()).await;
     }
 }
 
@@ -71,7 +66,7 @@ struct Seen {
 #[derive(Clone, Copy)]
 struct Look<'a> {
     tenant: &'a TenantName,
-    /// CPU time against wall time since the last look.
+    /// CPU time against wall time since the last look; what was used to load is not held against it.
     used: f64,
     background: bool,
     was_busy: bool,
@@ -84,16 +79,20 @@ struct Looks {
 }
 
 impl Looks {
-    async fn look(&mut self, handler: &Handler, cpus: usize) {
+    async fn look(&mut self, handler: &Handler, cpus: usize, apart: Option<&mut Apart>) {
         self.number = self.number.wrapping_add(1);
         let (at_all, now_ms) = (self.number.is_multiple_of(LOOKS_AT_ALL), handler.now_ms());
         let containers: Vec<_> = handler.containers.all().into_iter().filter(|c| c.state() == State::Running).collect();
         let mut used = Vec::with_capacity(containers.len());
+        let mut awake = Vec::with_capacity(containers.len());
+        // What those use who answer quickly, loading included.
+        let mut served = 0.0;
         let mut seen = HashMap::with_capacity(containers.len());
         for container in &containers {
-            let awake = container.in_flight() > 0 || container.idle_ms(now_ms) < AWAKE_MS;
+            let is_awake = container.in_flight() > 0 || container.idle_ms(now_ms) < AWAKE_MS;
+            awake.push(is_awake);
             let before = self.seen.get(&container.id());
-            if !(at_all || awake || container.is_background()) {
+            if !(at_all || is_awake || container.is_background()) {
                 // Not busy, as far as is known; what was seen of it serves the next look at all.
                 seen.extend(before.map(|before| (container.id(), Seen { busy: false, ..*before })));
                 used.push(0.0);
@@ -112,7 +111,15 @@ impl Looks {
             let loads =
                 cold_cost_us != before.cold_cost_us && !before.loads || cold_cost_us == 0 && before.first.elapsed() < FIRST_LOAD;
             let since = now.duration_since(before.at).as_secs_f64().max(0.001);
-            used.push(if loads { 0.0 } else { cpu.saturating_sub(before.cpu).as_secs_f64() / since });
+            let all_used = match cpu.saturating_sub(before.cpu) {
+                // Seen for the first time: what its loads took, since the rest is older.
+                Duration::ZERO if before.first == now => cold_cost_us as f64 / 1e6 / LOOK_EVERY.as_secs_f64(),
+                since_last => since_last.as_secs_f64() / since,
+            };
+            if !container.is_background() {
+                served += all_used;
+            }
+            used.push(if loads || before.first == now { 0.0 } else { all_used });
             seen.insert(container.id(), Seen { cpu, at: now, cold_cost_us, loads, ..before });
         }
         let looks: Vec<_> = containers
@@ -125,18 +132,24 @@ impl Looks {
                 was_busy: seen.get(&container.id()).is_some_and(|seen| seen.busy),
             })
             .collect();
+        let apart = match apart {
+            Some(apart) => apart.look(served).await,
+            None => false,
+        };
+        handler.requests_apart.store(apart, Relaxed);
         let busy = busy(&looks, cpus);
-        // Where all are busy, nobody is slowed who is not.
         let all_busy = busy.iter().all(|busy| *busy);
-        for (container, busy) in containers.iter().zip(busy) {
+        for ((container, busy), awake) in containers.iter().zip(busy).zip(awake) {
             let Some(seen) = seen.get_mut(&container.id()) else { continue };
             seen.busy = busy;
             if busy {
                 seen.busy_at = Some(seen.at);
             }
             let lately = seen.busy_at.unwrap_or(seen.first).elapsed() < CALM_FOR;
-            let wanted = !all_busy && (busy || container.is_background() && lately);
-            if wanted != container.is_background() && seen.failed_at.is_none_or(|at| at.elapsed() >= RETRY_AFTER) {
+            let now = container.cpus();
+            let standing = Standing { now, busy, lately_busy: lately, all_busy, awake };
+            let wanted = standing.wanted(handler.cpus_for_requests());
+            if wanted != now && seen.failed_at.is_none_or(|at| at.elapsed() >= RETRY_AFTER) {
                 seen.failed_at = place(handler, container, wanted).await.err().map(|Failed| Instant::now());
             }
         }
@@ -159,13 +172,40 @@ fn busy(looks: &[Look<'_>], cpus: usize) -> Vec<bool> {
     looks.iter().map(is_busy).collect()
 }
 
+/// What decides on which CPUs a container belongs.
+struct Standing {
+    /// Where it is.
+    now: Cpus,
+    busy: bool,
+    lately_busy: bool,
+    /// So are all.
+    all_busy: bool,
+    awake: bool,
+}
+
+impl Standing {
+    fn wanted(&self, for_requests: Cpus) -> Cpus {
+        if self.all_busy {
+            // Nobody is slowed who is not busy, too.
+            Cpus::Any
+        } else if self.busy || self.now == Cpus::Background && self.lately_busy {
+            Cpus::Background
+        } else if for_requests == Cpus::Foreground && !self.awake && self.now == Cpus::Any {
+            // It disturbs nobody, and nobody it; the look after its next request is soon enough.
+            Cpus::Any
+        } else {
+            for_requests
+        }
+    }
+}
+
 /// A container's CPUs could not be set; it has been said why.
 struct Failed;
 
-async fn place(handler: &Handler, container: &LiveContainer, background: bool) -> Result<(), Failed> {
-    let limits = pool::limits(&handler.config, container.settings.memory_mb, pool::CLAIMED_CPU_SHARES, background);
+async fn place(handler: &Handler, container: &LiveContainer, cpus: Cpus) -> Result<(), Failed> {
+    let limits = pool::limits(&handler.config, container.settings.memory_mb, pool::CLAIMED_CPU_SHARES, cpus);
     match handler.deps.sandbox.resize(&container.running.id, &limits).await {
-        Ok(()) => container.set_background(background),
+        Ok(()) => container.set_cpus(cpus),
         // It is ending.
         Err(SandboxError::NotFound { .. }) => {}
         Err(error) => {
@@ -209,5 +249,24 @@ mod tests {
         assert_eq!(seen(&calm, 1), [false; 20]);
         calm.extend(vec![("b", 0.01, true, true); 50]);
         assert!(!seen(&[calm, vec![("c", 0.04, true, true)]].concat(), 1)[70], "many loops do not hold who is calm");
+    }
+
+    #[test]
+    fn who_is_busy_has_the_background_cpus_and_others_what_requests_have() {
+        let at = |now, busy| Standing { now, busy, lately_busy: busy, all_busy: false, awake: true };
+        for requests in [Cpus::Any, Cpus::Foreground] {
+            for now in [Cpus::Any, Cpus::Foreground, Cpus::Background] {
+                assert_eq!(at(now, true).wanted(requests), Cpus::Background);
+                assert_eq!(at(now, false).wanted(requests), requests);
+                assert_eq!(Standing { all_busy: true, ..at(now, true) }.wanted(requests), Cpus::Any);
+            }
+            let calm = Standing { lately_busy: true, ..at(Cpus::Background, false) };
+            assert_eq!(calm.wanted(requests), Cpus::Background, "for a while");
+        }
+        let asleep = |now| Standing { awake: false, ..at(now, false) }.wanted(Cpus::Foreground);
+        assert_eq!(
+            (asleep(Cpus::Any), asleep(Cpus::Foreground), asleep(Cpus::Background)),
+            (Cpus::Any, Cpus::Foreground, Cpus::Foreground)
+        );
     }
 }

@@ -13,7 +13,7 @@ use hearth_model::{
     BuildKey, CodeRef, Egress, FunctionVersion, limits,
     protocol::{ToRuntime, paths},
 };
-use hearth_sandbox::{Exit, SandboxError};
+use hearth_sandbox::{Cpus, Exit, SandboxError};
 use hearth_store::{ArtifactError, Servable};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,13 +67,17 @@ impl Handler {
                 self.counters.claims_created.fetch_add(1, Relaxed);
                 match oci_runtime.clone() {
                     None => pool::take_when_ready(&self, servable.container.node, &wanted).await?,
-                    other => pool::create(&self, servable.container.node, other, memory_mb, false).await?,
+                    other => pool::create(&self, servable.container.node, other, memory_mb, Cpus::Any).await?,
                 }
             }
         };
         // Who has just ended a container by its own fault is likely to keep a CPU busy until it ends the next.
-        let background = self.deps.background_cpus > 0 && self.restarts.tenant_owes(&path.tenant, Instant::now());
-        let waiting = pool::apply_limits(&self, waiting, memory_mb, background).await?;
+        let cpus = if self.deps.cpu_split.is_some() && self.restarts.tenant_owes(&path.tenant, Instant::now()) {
+            Cpus::Background
+        } else {
+            self.cpus_for_requests()
+        };
+        let waiting = pool::apply_limits(&self, waiting, memory_mb, cpus).await?;
         let egress = servable.tenant.limits.egress.clone();
         // Before any code of the tenant runs in it.
         if egress != Egress::Public
@@ -84,7 +88,7 @@ impl Handler {
         }
         let Waiting { running, slot, control, .. } = waiting;
         let settings = Settings { memory_mb, egress, oci_runtime };
-        let container = LiveContainer::new(path, running, slot, control, settings, background, self.now_ms());
+        let container = LiveContainer::new(path, running, slot, control, settings, cpus, self.now_ms());
         self.take_over(&container);
         Ok(container)
     }

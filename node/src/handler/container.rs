@@ -7,7 +7,7 @@ use hearth_model::{
     Container, ContainerPath, Egress, FunctionName, FunctionVersion, Timestamp, VersionNumber, function::NodeVersion,
     protocol::ToRuntime,
 };
-use hearth_sandbox::{Exit, Running};
+use hearth_sandbox::{Cpus, Exit, Running};
 use hearth_store::Servable;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
@@ -150,8 +150,8 @@ pub struct LiveContainer {
     cold_cost_us: AtomicU64,
     /// Something was loaded since it last gave back memory.
     untrimmed: AtomicBool,
-    /// It is kept to the CPUs for background work.
-    background: AtomicBool,
+    /// Those that it is kept to.
+    cpus: Mutex<Cpus>,
 }
 
 impl fmt::Debug for LiveContainer {
@@ -169,7 +169,7 @@ impl LiveContainer {
         slot: Slot,
         control: Control,
         settings: Settings,
-        background: bool,
+        cpus: Cpus,
         now_ms: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -195,7 +195,7 @@ impl LiveContainer {
             gone: watch::Sender::new(false),
             cold_cost_us: AtomicU64::new(0),
             untrimmed: AtomicBool::new(true),
-            background: AtomicBool::new(background),
+            cpus: Mutex::new(cpus),
         })
     }
 
@@ -211,13 +211,18 @@ impl LiveContainer {
         &self.path
     }
 
-    /// Whether it is kept to the CPUs for background work.
-    pub(super) fn is_background(&self) -> bool {
-        self.background.load(Relaxed)
+    /// The CPUs that it is kept to.
+    pub(super) fn cpus(&self) -> Cpus {
+        *self.cpus.lock()
     }
 
-    pub(super) fn set_background(&self, background: bool) {
-        self.background.store(background, Relaxed);
+    pub(super) fn set_cpus(&self, cpus: Cpus) {
+        *self.cpus.lock() = cpus;
+    }
+
+    /// Whether it is kept to the CPUs for background work.
+    pub(super) fn is_background(&self) -> bool {
+        self.cpus() == Cpus::Background
     }
 
     /// Whether it takes requests, or would after a thaw.

@@ -4,6 +4,7 @@
 //! The warm path ([`Handler::try_acquire`]) is a map look-up and three atomics. Everything else happens once for all who wait.
 
 mod adopt;
+mod apart;
 mod busy;
 mod claim;
 mod container;
@@ -27,12 +28,15 @@ use bytesize::ByteSize;
 use container::Registered;
 use flight::Flights;
 use hearth_model::{ContainerPath, FunctionName, ProblemKind, VersionNumber};
-use hearth_sandbox::{Sandbox, SandboxError};
+use hearth_sandbox::{CpuSplit, Cpus, Sandbox, SandboxError};
 use hearth_store::{ArtifactStore, FunctionStore, Keyring, Servable};
 use serde::{Deserialize, Serialize};
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -128,8 +132,8 @@ pub struct Deps {
     pub data_dir: PathBuf,
     /// The runtime's program.
     pub runtime_dir: PathBuf,
-    /// How many CPUs are set aside for background work.
-    pub background_cpus: usize,
+    /// Which CPUs are set aside for background work, if any are.
+    pub cpu_split: Option<CpuSplit>,
 }
 
 /// Why the handler did not start.
@@ -250,6 +254,8 @@ pub struct Handler {
     pool: pool::Pool,
     restarts: restarts::Restarts,
     counters: status::Counters,
+    /// Those who serve requests are kept to the CPUs that are not for background work.
+    requests_apart: AtomicBool,
     started: Instant,
     leaving: CancellationToken,
     tasks: TaskTracker,
@@ -282,6 +288,7 @@ impl Handler {
             claims: Flights::default(),
             loads: Flights::default(),
             counters: status::Counters::default(),
+            requests_apart: AtomicBool::new(false),
             started: Instant::now(),
             leaving: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -408,6 +415,11 @@ impl Handler {
         self.tasks.close();
         // A container that is being made now is removed when it is there; on a busy machine that takes a while.
         let _ = tokio::time::timeout(self.config.start_timeout, self.tasks.wait()).await;
+    }
+
+    /// Where somebody who answers quickly runs at the moment.
+    fn cpus_for_requests(&self) -> Cpus {
+        if self.requests_apart.load(Relaxed) { Cpus::Foreground } else { Cpus::Any }
     }
 
     fn now_ms(&self) -> u64 {

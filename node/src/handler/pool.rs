@@ -14,7 +14,7 @@ use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot
 use hearth_model::{
     BuildKey, ContainerPath, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime,
 };
-use hearth_sandbox::{Limits, Purpose, Running, SandboxSpec};
+use hearth_sandbox::{Cpus, Limits, Purpose, Running, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
@@ -325,7 +325,7 @@ impl Drop for Hurried<'_> {
 
 async fn make_for_claim(handler: Arc<Handler>, node: NodeVersion) -> Result<(), AcquireError> {
     handler.pool.creating.fetch_add(1, Relaxed);
-    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, false).await;
+    let made = create(&handler, node, None, MEMORY_MB_DEFAULT, Cpus::Any).await;
     handler.pool.creating.fetch_sub(1, Relaxed);
     add(&handler, made?).await;
     Ok(())
@@ -340,13 +340,13 @@ async fn add(handler: &Arc<Handler>, waiting: Waiting) {
     handler.pool.arrived.notify_waiters();
 }
 
-/// Creates one container and waits until its runtime is ready; with `background` it is kept to the CPUs for background work.
+/// Creates one container and waits until its runtime is ready; it is kept to these `cpus`.
 pub(super) async fn create(
     handler: &Arc<Handler>,
     node: NodeVersion,
     oci_runtime: Option<String>,
     memory_mb: u64,
-    background: bool,
+    cpus: Cpus,
 ) -> Result<Waiting, AcquireError> {
     let _permit = handler.pool.permits.acquire().await.map_err(|_| AcquireError::Draining)?;
     let capacity = |detail: String| AcquireError::NoCapacity { detail };
@@ -362,7 +362,7 @@ pub(super) async fn create(
         oci_runtime,
         slot_dir: slot.dir.clone(),
         runtime_dir: handler.deps.runtime_dir.clone(),
-        limits: limits(&handler.config, memory_mb, WAITING_CPU_SHARES, background),
+        limits: limits(&handler.config, memory_mb, WAITING_CPU_SHARES, cpus),
         args: Vec::new(),
     };
     let running = handler.deps.sandbox.create(&spec).await.map_err(|e| capacity(e.to_string()))?;
@@ -388,13 +388,13 @@ pub(super) async fn apply_limits(
     handler: &Arc<Handler>,
     waiting: Waiting,
     memory_mb: u64,
-    background: bool,
+    cpus: Cpus,
 ) -> Result<Waiting, AcquireError> {
     if memory_mb < PREPARED_FROM_MB && waiting.prepared.is_some() {
         // Before the load, which comes over the same connection.
         waiting.control.tell(&ToRuntime::Trim);
     }
-    let waiting = resize(handler, waiting, memory_mb, background).await?;
+    let waiting = resize(handler, waiting, memory_mb, cpus).await?;
     if memory_mb <= waiting.memory_mb || !outgrows_pool(memory_mb) {
         return Ok(waiting);
     }
@@ -404,26 +404,34 @@ pub(super) async fn apply_limits(
         Err(error) => {
             tracing::warn!(slot = slot.number, error, "a container could not be given a larger heap; making another");
             discard(handler, running, slot).await;
-            resize(handler, create(handler, node, None, memory_mb, background).await?, memory_mb, background).await
+            resize(handler, create(handler, node, None, memory_mb, cpus).await?, memory_mb, cpus).await
         }
     }
 }
 
-async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64, background: bool) -> Result<Waiting, AcquireError> {
-    let limits = limits(&handler.config, memory_mb, CLAIMED_CPU_SHARES, background);
-    if let Err(error) = handler.deps.sandbox.resize(&waiting.running.id, &limits).await {
+async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64, cpus: Cpus) -> Result<Waiting, AcquireError> {
+    let limits = limits(&handler.config, memory_mb, CLAIMED_CPU_SHARES, cpus);
+    let mut resized = handler.deps.sandbox.resize(&waiting.running.id, &limits).await;
+    if let Err(error) = &resized
+        && cpus == Cpus::Foreground
+    {
+        // That is for speed alone.
+        tracing::warn!(%error, "a container could not be kept to the foreground CPUs");
+        resized = handler.deps.sandbox.resize(&waiting.running.id, &Limits { cpus: Cpus::Any, ..limits }).await;
+    }
+    if let Err(error) = resized {
         discard(handler, waiting.running, waiting.slot).await;
         return Err(AcquireError::NoCapacity { detail: format!("setting the container's limits: {error}") });
     }
     Ok(waiting)
 }
 
-pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32, background: bool) -> Limits {
+pub(super) fn limits(config: &Config, memory_mb: u64, cpu_shares: u32, cpus: Cpus) -> Limits {
     Limits {
         memory_mb,
         cpu_millis: config.cpu_millis,
         cpu_shares,
-        background,
+        cpus,
         pids: config.pids_max,
         nofile: 4_096,
         tmp_mb: config.tmp_size.as_u64() / (1024 * 1024),
@@ -449,11 +457,11 @@ pub(super) async fn keep_full(handler: Arc<Handler>) {
             let handler = Arc::clone(&handler);
             let preload = wanted_preload(&handler);
             // A start at full speed is for who waits, or where there is nobody to be slowed.
-            let background = busy(&handler) && pool.level() > 0;
+            let cpus = if busy(&handler) && pool.level() > 0 { Cpus::Background } else { Cpus::Any };
             pool.creating.fetch_add(1, Relaxed);
             making.spawn(async move {
                 let began = Instant::now();
-                let made = add_one(&handler, preload, background).await;
+                let made = add_one(&handler, preload, cpus).await;
                 handler.pool.creating.fetch_sub(1, Relaxed);
                 (began.elapsed(), made)
             });
@@ -552,8 +560,8 @@ fn wanted_preload(handler: &Arc<Handler>) -> Option<Vec<ResolvedModule>> {
     Some(missing)
 }
 
-async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>, background: bool) -> bool {
-    let mut waiting = match create(handler, NodeVersion::default(), None, MEMORY_MB_DEFAULT, background).await {
+async fn add_one(handler: &Arc<Handler>, preload: Option<Vec<ResolvedModule>>, cpus: Cpus) -> bool {
+    let mut waiting = match create(handler, NodeVersion::default(), None, MEMORY_MB_DEFAULT, cpus).await {
         Ok(waiting) => waiting,
         Err(error) => {
             handler.counters.refill_failures.fetch_add(1, Relaxed);

@@ -77,6 +77,8 @@ pub struct ContainerCounts {
     pub frozen: usize,
     /// Of the running, kept to the CPUs for background work: they keep one busy, or have just ended by their own fault.
     pub background: usize,
+    /// Whether the others, and this node's own threads, are kept to the other CPUs at the moment.
+    pub requests_apart: bool,
 }
 
 /// Claims since the start.
@@ -129,7 +131,7 @@ impl Handler {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         let c = &self.counters;
         let (all, now_ms) = (self.containers.all(), self.now_ms());
-        let mut containers = ContainerCounts::default();
+        let mut containers = ContainerCounts { requests_apart: self.requests_apart.load(Relaxed), ..ContainerCounts::default() };
         let mut list = Vec::new();
         for container in &all {
             match container.state() {

@@ -1,7 +1,11 @@
 //! What is weak about this machine's containers, each with its remedy.
 
 use super::{config::Config, engine::Engine, slot_dir::is_root};
-use crate::{Description, Finding, Purpose, SandboxError, Severity, cgroup, cpus::CpuSet, net};
+use crate::{
+    Description, Finding, Purpose, SandboxError, Severity, cgroup,
+    cpus::{CpuSet, CpuSplit},
+    net,
+};
 use bollard::models::{SystemInfo, SystemVersion};
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,7 +14,7 @@ pub(super) async fn describe(
     engine: &Engine,
     hierarchy: Option<&cgroup::Hierarchy>,
     egress: bool,
-    background_cpus: Option<&CpuSet>,
+    split: Option<&CpuSplit>,
     found: &[String],
 ) -> Result<Description, SandboxError> {
     let docker = engine.docker();
@@ -23,7 +27,7 @@ pub(super) async fn describe(
         version.version.as_deref().unwrap_or("unknown"),
         docker.client_version(),
         runc.as_deref().map_or("runc unknown".to_owned(), |r| format!("runc {r}")),
-        background_cpus.map(|cpus| format!(", background CPUs {cpus}")).unwrap_or_default(),
+        split.map(|split| format!(", background CPUs {}", split.background)).unwrap_or_default(),
         match (config.egress.mode, egress) {
             (net::Mode::Public, true) => ", egress public",
             _ => ", egress none",
@@ -32,17 +36,10 @@ pub(super) async fn describe(
     let (mounts_propagate, mount_warning) = propagation(&config.socket);
     let mut warnings = found.to_vec();
     warnings.extend(mount_warning);
-    let mut findings = of_engine(config, &info, runc.as_deref(), background_cpus);
+    let mut findings = of_engine(config, &info, runc.as_deref(), split.map(|split| &split.background));
     findings.extend(of_machine(config, mounts_propagate));
     warnings.extend(findings.iter().filter(|f| !f.passed).map(|f| f.detail.clone()));
-    Ok(Description {
-        engine: text,
-        background_cpus: background_cpus.map_or(0, CpuSet::len),
-        mounts_propagate,
-        warnings,
-        findings,
-        images: images(config),
-    })
+    Ok(Description { engine: text, cpu_split: split.cloned(), mounts_propagate, warnings, findings, images: images(config) })
 }
 
 fn images(config: &Config) -> BTreeMap<String, String> {

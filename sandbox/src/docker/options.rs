@@ -3,7 +3,10 @@
 //! namespace and no host path but the slot's own directories and the runtime's program.
 
 use super::{config::Config, seccomp};
-use crate::{Purpose, SandboxError, SandboxSpec, cgroup, cpus::CpuSet};
+use crate::{
+    Purpose, SandboxError, SandboxSpec, cgroup,
+    cpus::{CpuSet, CpuSplit},
+};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -72,13 +75,13 @@ pub(crate) fn uid(config: &Config, slot: u32) -> Result<u32, SandboxError> {
         .ok_or_else(|| refuse(format!("slot {slot} leaves no user id above uid_base {}", config.uid_base)))
 }
 
-/// All options of the container for `spec`. With `propagate` mounts below the slot's tree reach the running container; `background_cpus`
-/// are those that this machine has set aside.
+/// All options of the container for `spec`. With `propagate` mounts below the slot's tree reach the running container; `split`
+/// is this machine's.
 pub(crate) fn container(
     config: &Config,
     spec: &SandboxSpec,
     propagate: bool,
-    background_cpus: Option<&CpuSet>,
+    split: Option<&CpuSplit>,
 ) -> Result<ContainerCreateBody, SandboxError> {
     let uid = uid(config, spec.slot)?;
     Ok(ContainerCreateBody {
@@ -89,7 +92,7 @@ pub(crate) fn container(
         env: Some(environment(spec.purpose, spec.node)),
         cmd: Some(command(spec)?),
         labels: Some(labels(config, spec)),
-        host_config: Some(host_config(config, spec, uid, propagate, background_cpus)?),
+        host_config: Some(host_config(config, spec, uid, propagate, split)?),
         // The container gets a network namespace with nothing in it. Saying so here, and not only by the mode `none`, spares the
         // engine a hook that starts it a second time: half of the time a start takes.
         network_disabled: Some(true),
@@ -142,7 +145,7 @@ fn host_config(
     spec: &SandboxSpec,
     uid: u32,
     propagate: bool,
-    background_cpus: Option<&CpuSet>,
+    split: Option<&CpuSplit>,
 ) -> Result<HostConfig, SandboxError> {
     let limits = &spec.limits;
     let memory = to_i64("memory_mb", limits.memory_mb.saturating_mul(MIB))?;
@@ -175,7 +178,7 @@ fn host_config(
         cpu_period: Some(cgroup::CPU_PERIOD_US),
         cpu_quota: Some(cgroup::cpu_quota_us(limits.cpu_millis)),
         cpu_shares: Some(i64::from(limits.cpu_shares)),
-        cpuset_cpus: background_cpus.filter(|_| limits.background).map(CpuSet::to_string),
+        cpuset_cpus: split.and_then(|split| split.of(limits.cpus)).map(CpuSet::to_string),
         pids_limit: Some(i64::from(pids)),
         oom_score_adj: Some(OOM_SCORE_ADJ),
         // No limit of processes per user: it counts per user id over the whole machine, the container's own limit is enough.
@@ -282,7 +285,7 @@ mod tests {
                 memory_mb: 256,
                 cpu_millis: 1500,
                 cpu_shares: 1024,
-                background: false,
+                cpus: crate::Cpus::Any,
                 pids: 64,
                 nofile: 4096,
                 tmp_mb: 64,
@@ -304,7 +307,8 @@ mod tests {
     }
 
     fn json(spec: &SandboxSpec) -> serde_json::Value {
-        serde_json::to_value(container(&config(), spec, true, Some(&CpuSet::parse("2-3").unwrap())).unwrap()).unwrap()
+        let split = CpuSplit { background: CpuSet::parse("2-3").unwrap(), foreground: CpuSet::parse("0-1").ok() };
+        serde_json::to_value(container(&config(), spec, true, Some(&split)).unwrap()).unwrap()
     }
 
     /// Every option of a tenant's container, as the engine gets it. A change here is a change of the isolation: review it as one.

@@ -57,9 +57,9 @@ impl Inner {
         }
         let known = self.find(id).await?;
         if let Some(group) = known.group {
-            let (wanted, background_cpus) = (*limits, self.background_cpus.clone());
+            let (wanted, cpus) = (*limits, self.split.as_ref().and_then(|split| split.of(limits.cpus)).cloned());
             // Lowering the memory limit may make the kernel write pages back first.
-            match blocking(call, move || Ok(group.resize(&wanted, background_cpus.as_ref()))).await? {
+            match blocking(call, move || Ok(group.resize(&wanted, cpus.as_ref()))).await? {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -69,7 +69,7 @@ impl Inner {
             }
         }
         let usable = || self.hierarchy.as_ref().and_then(|h| h.usable_cpus().ok());
-        let cpus = self.background_cpus.clone().filter(|_| limits.background).or_else(usable);
+        let cpus = self.split.as_ref().and_then(|split| split.of(limits.cpus)).cloned().or_else(usable);
         let memory = i64::try_from(limits.memory_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
         let body = ContainerUpdateBody {
             memory: Some(memory),

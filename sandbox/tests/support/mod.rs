@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
 use hearth_model::function::NodeVersion;
-use hearth_sandbox::{Limits, Purpose, SandboxSpec, conformance::Behaviour};
+use hearth_sandbox::{Cpus, Limits, Purpose, SandboxSpec, conformance::Behaviour};
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -91,7 +91,7 @@ impl Slots {
                 memory_mb: 128,
                 cpu_millis: 1_000,
                 cpu_shares: 1_024,
-                background: false,
+                cpus: Cpus::Any,
                 pids: 32,
                 nofile: 256,
                 tmp_mb: 8,

@@ -191,43 +191,6 @@ async fn containers_that_end_leave_half_of_the_pool_to_others() {
     assert!(lowest >= POOL / 2, "the pool was down to {lowest}");
 }
 
-/// CPUs that the container of a function may use.
-async fn cpus_of(hearth: &Hearth, container: &str) -> String {
-    let slot = hearth.container(container).await["slot"].as_u64().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", hearth.docker().on_slot(slot).pid)).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
-}
-
-/// Who keeps a CPU busy leaves the others theirs, until it is calm.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_busy_container_keeps_to_the_cpus_for_background_work() {
-    let hearth = Hearth::with(Options::default().set("docker__background_cpus", "0")).await;
-    hearth.deploy_code("good/main/f", OK).await;
-    hearth.get("good/main/f").await.expect(200);
-    let all = cpus_of(&hearth, "good/main").await;
-    let code = "let work; module.exports = (c, cb) => { clearInterval(work); if (c.query.on) work = setInterval(() => { const until = Date.now() + 45; while (Date.now() < until); }, 50); cb(null, 'ok'); };";
-    hearth.deploy_code("busy/main/f", code).await;
-    hearth.get("busy/main/f?on=1").await.expect(200);
-    let kept = async |count: u64| {
-        until("the busy container's CPUs", async || {
-            unharmed(&hearth).await;
-            (hearth.status().await["handler"]["containers"]["background"] == count).then_some(())
-        })
-        .await;
-    };
-    kept(1).await;
-    assert_eq!(cpus_of(&hearth, "busy/main").await, "0");
-    assert_eq!(cpus_of(&hearth, "good/main").await, all);
-    hearth.get("busy/main/f").await.expect(200);
-    kept(0).await;
-    assert_eq!(cpus_of(&hearth, "busy/main").await, all);
-    // One that has just ended by its own fault is not trusted at once.
-    hearth.deploy_code("bad/main/f", "module.exports = (c, cb) => c.query.end ? process.exit(1) : cb(null, 'ok');").await;
-    assert_eq!(hearth.get("bad/main/f?end=1").await.status, 502);
-    until("a fresh container", async || (hearth.get("bad/main/f").await.status == 200).then_some(())).await;
-    assert_eq!(cpus_of(&hearth, "bad/main").await, "0");
-}
-
 /// Node.js sizes its heap when it starts, before a container of the pool has a tenant and the tenant's memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_with_much_memory_can_use_it_and_a_full_heap_has_a_name() {

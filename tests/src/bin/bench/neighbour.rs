@@ -12,6 +12,10 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use attack::{ATTACKS, Answers, Attack};
 use hearth_loadtest::bench::{self as load, Throughput};
+use rustix::{
+    io::Errno,
+    thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity},
+};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -69,10 +73,45 @@ impl Drop for EngineCpus {
     }
 }
 
+/// While it lives, the threads of this program run on the CPUs that are not for background work: a real client is on another machine.
+struct ClientCpus {
+    all: CpuSet,
+}
+
+impl ClientCpus {
+    fn keep() -> Result<Self> {
+        let all = sched_getaffinity(None)?;
+        let mut foreground = CpuSet::new();
+        (0..std::thread::available_parallelism()?.get().div_ceil(2)).for_each(|cpu| foreground.set(cpu));
+        Self::set(&foreground)?;
+        Ok(Self { all })
+    }
+
+    fn set(cpus: &CpuSet) -> Result<()> {
+        for thread in std::fs::read_dir("/proc/self/task")? {
+            let id = thread?.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+            match sched_setaffinity(id, cpus) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ClientCpus {
+    fn drop(&mut self) {
+        if let Err(error) = Self::set(&self.all) {
+            eprintln!("bench: {error}");
+        }
+    }
+}
+
 /// Measures it.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let _engine = EngineCpus::keep()?;
     let platform = bench.platform("neighbour", POOL).await?;
+    let _client = ClientCpus::keep()?;
     let result = against(bench, report, &platform).await;
     platform.stop();
     result

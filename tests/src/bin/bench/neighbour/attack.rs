@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 const CALLERS: usize = 4;
 /// Connections of an attack from outside.
 const CONNECTIONS: usize = 1_000;
+/// For `taskset`, as a mask.
+const ALL_CPUS: &str = "ffffffff";
 /// The flood, against the neighbour's rate.
 const FLOOD_TIMES: f64 = 100.0;
 /// Modules that nobody has asked for, a few each turn: each version is built once.
@@ -45,7 +47,7 @@ enum How {
     Hoard,
     /// Functions whose modules nobody has built.
     Builds,
-    /// No attack: a script that is none of Hearth's takes one CPU, to tell what that alone costs on this machine.
+    /// No attack: a script that is none of Hearth's, to tell what it alone costs on this machine.
     Outside(&'static str),
 }
 
@@ -63,7 +65,12 @@ const fn function(name: &'static str, about: &'static str, code: &'static str) -
 }
 
 /// All of them. Functions end by their deadline or by a limit; `?ok` asks them whether they live.
-pub const ATTACKS: [Attack; 15] = [
+pub const ATTACKS: [Attack; 16] = [
+    Attack {
+        name: "nothing",
+        about: "a program that sleeps, which tells how much two turns differ by themselves",
+        how: How::Outside("exec sleep 3600"),
+    },
     Attack { name: "outside", about: "a program outside Hearth that takes one CPU", how: How::Outside("while :; do :; done") },
     Attack {
         name: "starts",
@@ -214,10 +221,14 @@ impl Attack {
         Ok(all)
     }
 
-    /// A program of its own at the lowest priority, since what calling costs this machine is not what is measured.
+    /// A program of its own on any CPU at the lowest priority, since what calling costs this machine is not what is measured.
     fn caller(&self, platform: &Platform, options: &[&str]) -> Command {
-        let mut command = Command::new("nice");
-        command.args(["-n", "19", "h2load", "--h1", "-t1"]).args(options).arg(format!("{}{}", platform.url, self.path()));
+        let mut command = Command::new("taskset");
+        command.args([ALL_CPUS, "nice", "-n", "19", "h2load", "--h1", "-t1"]).args(options).arg(format!(
+            "{}{}",
+            platform.url,
+            self.path()
+        ));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -271,9 +282,11 @@ impl Attack {
 
 /// On the last CPU, which is among those for background work.
 async fn outside(script: &str, node: &Path, stop: &CancellationToken) -> Result<Answers> {
-    let last = std::thread::available_parallelism()?.get() - 1;
+    // Of the machine: this program has fewer while it measures.
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let last = online.trim().rsplit([',', '-']).next().unwrap_or_default();
     let mut command = tokio::process::Command::new("taskset");
-    command.args(["-c", &last.to_string(), "sh", "-c", script]).env("NODE", node).kill_on_drop(true);
+    command.args(["-c", last, "sh", "-c", script]).env("NODE", node).kill_on_drop(true);
     let mut child = command.spawn()?;
     tokio::select! {
         () = stop.cancelled() => child.kill().await?,
