@@ -127,7 +127,8 @@ impl CpuSplit {
             }
         }
         if seen < self.background.len() + self.foreground.as_ref().map_or(0, CpuSet::len) {
-            return Err(malformed(text.lines().next().unwrap_or_default()));
+            let detail = format!("/proc/stat does not know all of the CPUs {self:?}");
+            return Err(io::Error::new(io::ErrorKind::NotFound, detail));
         }
         let per_s = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(u32::MAX);
         let time = |ticks: u64| Duration::from_secs(ticks) / per_s;

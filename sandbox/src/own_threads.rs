@@ -6,7 +6,12 @@ use rustix::{
     io::Errno,
     thread::{Pid, sched_getaffinity, sched_setaffinity},
 };
-use std::{collections::HashMap, fs, io, time::Duration};
+use std::{
+    collections::HashMap,
+    fs, io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 /// The threads of this process but for those of background work.
 #[derive(Debug)]
@@ -15,6 +20,8 @@ pub struct OwnThreads {
     all: Mutex<Affinity>,
     foreground: Affinity,
     background: Affinity,
+    /// Some may be kept to the foreground CPUs.
+    kept: AtomicBool,
 }
 
 impl OwnThreads {
@@ -22,7 +29,8 @@ impl OwnThreads {
     pub fn new(split: &CpuSplit) -> io::Result<Option<Self>> {
         let Some(foreground) = split.foreground.as_ref().map(CpuSet::affinity) else { return Ok(None) };
         let all = sched_getaffinity(Some(rustix::process::getpid()))?;
-        let threads = Self { all: Mutex::new(all), foreground, background: split.background.affinity() };
+        let background = split.background.affinity();
+        let threads = Self { all: Mutex::new(all), foreground, background, kept: AtomicBool::new(false) };
         Ok((both(&all, &threads.foreground).count() > 0).then_some(threads))
     }
 
@@ -46,8 +54,12 @@ impl OwnThreads {
     }
 
     /// Keeps them to the CPUs that are not for background work, or gives them all again. Threads that start later have what the one had that
-    /// started them, so this is to be called again while they are kept. Goes on after an error, and gives the first.
+    /// started them, so this is to be called again and again. Goes on after an error, and gives the first.
     pub fn keep(&self, foreground: bool) -> io::Result<()> {
+        if !foreground && !self.kept.load(Relaxed) {
+            // What is kept to some CPUs was so by somebody else.
+            return Ok(());
+        }
         if foreground {
             // The operator may have given it others meanwhile.
             let now = sched_getaffinity(Some(rustix::process::getpid()))?;
@@ -55,24 +67,36 @@ impl OwnThreads {
                 *self.all.lock() = now;
             }
         }
-        self.keep_these(own_threads()?, foreground)
+        self.kept.fetch_or(foreground, Relaxed);
+        let changed = self.keep_these(own_threads()?, foreground)?;
+        self.kept.store(foreground || changed > 0, Relaxed);
+        Ok(())
     }
 
-    fn keep_these(&self, threads: impl IntoIterator<Item = Pid>, foreground: bool) -> io::Result<()> {
+    /// How many were not where they belong.
+    fn keep_these(&self, threads: impl IntoIterator<Item = Pid>, foreground: bool) -> io::Result<usize> {
         let all = *self.all.lock();
-        let mut first_error = Ok(());
+        let (mut changed, mut first_error) = (0, Ok(()));
         for thread in threads {
-            let Some(now) = gone_is_none(sched_getaffinity(Some(thread)))? else { continue };
+            let now = match gone_is_none(sched_getaffinity(Some(thread))) {
+                Ok(Some(now)) => now,
+                Ok(None) => continue,
+                Err(error) => {
+                    first_error = first_error.and(Err(error));
+                    continue;
+                }
+            };
             let wanted = match foreground {
                 true => both(&now, &self.foreground),
                 false if is_within(&now, &self.foreground) => all,
                 false => now,
             };
             if !is_within(&now, &self.background) && wanted != now && wanted.count() > 0 {
+                changed += 1;
                 first_error = first_error.and(gone_is_none(sched_setaffinity(Some(thread), &wanted)).map(|_| ()));
             }
         }
-        first_error
+        first_error.map(|()| changed)
     }
 }
 
@@ -112,8 +136,11 @@ fn on_cpu(text: &str) -> io::Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::thread::gettid;
-    use std::{sync::mpsc, time::Instant};
+    use rustix::{
+        thread::gettid,
+        time::{ClockId, clock_gettime},
+    };
+    use std::sync::mpsc;
 
     fn split(background: &str, foreground: &str) -> CpuSplit {
         CpuSplit { background: CpuSet::parse(background).unwrap(), foreground: CpuSet::parse(foreground).ok() }
@@ -127,8 +154,9 @@ mod tests {
             if let Some(cpus) = cpus {
                 sched_setaffinity(None, &cpus).unwrap();
             }
-            let began = Instant::now();
-            while began.elapsed() < Duration::from_millis(20) {}
+            let on_cpu = || clock_gettime(ClockId::ThreadCPUTime).tv_nsec;
+            let began = on_cpu();
+            while on_cpu() - began < 20_000_000 {}
             id.send(gettid()).unwrap();
             let _ = ended.recv();
         });
@@ -153,7 +181,7 @@ mod tests {
             assert_eq!((of(serving), of(background)), (wanted, split.background.affinity()));
         }
         let used = threads.used().unwrap();
-        assert!(used[&serving.as_raw_nonzero().get()] >= Duration::from_millis(5), "{used:?}");
+        assert!(used[&serving.as_raw_nonzero().get()] >= Duration::from_millis(10), "{used:?}");
         assert!(!used.contains_key(&background.as_raw_nonzero().get()));
         assert_eq!(of(gettid()), all, "nobody else's");
     }

@@ -61,6 +61,7 @@ async fn a_busy_container_keeps_to_the_cpus_for_background_work_and_others_keep_
     hearth.deploy_code("good/main/f", OK).await;
     hearth.get("good/main/f").await.expect(200);
     let good = pid_of(&hearth, "good/main").await;
+    while_apart(&hearth, false, async || of_process(good).starts_with('0')).await;
     let all = of_process(good);
     assert_ne!(all, "0", "needs two CPUs");
     hearth.deploy_code("busy/main/f", BUSY).await;

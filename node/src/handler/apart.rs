@@ -6,7 +6,10 @@ use hearth_sandbox::{CpuSet, CpuSplit, UsedTime, own_threads::OwnThreads};
 use std::{
     collections::HashMap,
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,6 +32,9 @@ pub(super) struct Apart {
     threads: Arc<OwnThreads>,
     before: Option<Sample>,
     decision: Decision,
+    /// For whoever claims a container.
+    told: Arc<AtomicBool>,
+    has_warned: bool,
 }
 
 struct Sample {
@@ -40,7 +46,7 @@ struct Sample {
 impl Apart {
     /// None where no CPU is left to requests, where this machine does not tell what its CPUs do, or where this process may not say itself
     /// where containers run: through the engine it would take too long.
-    pub(super) fn new(split: &CpuSplit) -> Option<Self> {
+    pub(super) fn new(split: &CpuSplit, told: Arc<AtomicBool>) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -53,41 +59,44 @@ impl Apart {
             tracing::warn!(%error, "requests are not kept apart from background work: this machine does not say what its CPUs do");
             None
         })?;
-        Some(Self { split: Arc::new(split.clone()), threads: Arc::new(threads), before: None, decision: Decision::default() })
+        let (split, threads) = (Arc::new(split.clone()), Arc::new(threads));
+        Some(Self { split, threads, before: None, decision: Decision::default(), told, has_warned: false })
     }
 
-    /// Whether requests keep to the foreground CPUs from now on; `served` is what containers have used for them since the last look, in CPUs.
-    pub(super) async fn look(&mut self, served: f64) -> bool {
+    /// Decides anew whether requests keep to the foreground CPUs, if there is anybody `to_keep` there; `served` is what containers have used for
+    /// requests since the last look, in CPUs.
+    pub(super) async fn look(&mut self, served: f64, to_keep: bool) {
         let (split, threads) = (Arc::clone(&self.split), Arc::clone(&self.threads));
         match blocking(move || sample(&split, &threads)).await {
             Ok(sample) => {
                 if let Some(before) = &self.before {
                     let used = sample.since(before, served);
-                    if self.decision.look(&used, &Capacity::of(&self.split), sample.at) {
+                    if self.decision.look(&used, &Capacity::of(&self.split), to_keep, sample.at) {
                         tracing::debug!(?used, apart = self.decision.apart, "requests and background work");
                     }
                 }
-                self.before = Some(sample);
+                (self.before, self.has_warned) = (Some(sample), false);
             }
             Err(error) => {
-                // Once, and not again at every look.
-                if self.before.take().is_some() {
+                if !self.has_warned {
                     tracing::warn!(%error, "what the CPUs do could not be read: requests are not kept apart from background work");
                 }
+                (self.before, self.has_warned) = (None, true);
                 self.decision = Decision::after_failure(Instant::now());
             }
         }
+        self.told.store(self.decision.apart, Relaxed);
         let (apart, threads) = (self.decision.apart, Arc::clone(&self.threads));
         if let Err(error) = blocking(move || threads.keep(apart)).await {
             tracing::debug!(%error, "not all threads of this process could be kept to CPUs");
         }
-        apart
     }
 }
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        // As it is at an end of this process, and at an end that nobody thought of.
+        // At the end of this process, or at one that nobody thought of.
+        self.told.store(false, Relaxed);
         let _ = self.threads.keep(false);
     }
 }
@@ -148,9 +157,11 @@ struct Decision {
 
 impl Decision {
     /// True when it has changed.
-    fn look(&mut self, used: &Used, cpus: &Capacity, now: Instant) -> bool {
+    fn look(&mut self, used: &Used, cpus: &Capacity, to_keep: bool, now: Instant) -> bool {
         let was = self.apart;
-        if self.apart {
+        if !to_keep {
+            self.apart = false;
+        } else if self.apart {
             let (full, calm) = (used.foreground >= FULL_FROM * cpus.foreground, used.background < CALM_BELOW * cpus.background);
             self.calm_since = calm.then(|| self.calm_since.unwrap_or(now));
             if full && self.was_full {
@@ -190,7 +201,7 @@ mod tests {
         let mut apart = Vec::new();
         for (background, foreground, requests) in looks {
             now += Duration::from_millis(250);
-            decision.look(&used(*background, *foreground, *requests), &TWO_AND_TWO, now);
+            decision.look(&used(*background, *foreground, *requests), &TWO_AND_TWO, true, now);
             apart.push(decision.apart);
         }
         (apart, now, decision)
@@ -218,7 +229,7 @@ mod tests {
         assert_eq!(after(&[free, full, free, full, free]).0, [true; 5], "for a moment");
         let (apart, since, mut decision) = after(&[free, full, full, free]);
         assert_eq!(apart, [true, true, false, false]);
-        let again = |decision: &mut Decision, at| decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, at);
+        let again = |decision: &mut Decision, at| decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, true, at);
         assert!(!again(&mut decision, since + AGAIN_AFTER / 2));
         assert!(again(&mut decision, since + AGAIN_AFTER));
     }
@@ -234,10 +245,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_kept_where_all_are_busy() {
+        let (_, now, mut decision) = after(&[(2.0, 0.3, 0.3)]);
+        assert!(decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, false, now));
+        assert!(!decision.apart);
+        assert!(!decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, false, now));
+    }
+
+    #[test]
     fn after_a_failure_they_run_anywhere_for_a_while() {
         let now = Instant::now();
         let mut decision = Decision::after_failure(now);
-        assert!(!decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, now + AGAIN_AFTER / 2));
-        assert!(decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, now + AGAIN_AFTER));
+        assert!(!decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, true, now + AGAIN_AFTER / 2));
+        assert!(decision.look(&used(2.0, 0.3, 0.3), &TWO_AND_TWO, true, now + AGAIN_AFTER));
     }
 }

@@ -8,10 +8,10 @@ use super::{
     pool,
 };
 use hearth_model::TenantName;
-use hearth_sandbox::{Cpus, SandboxError};
+use hearth_sandbox::{Cpus, SandboxError, Usage};
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,7 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(15);
 
 pub(super) async fn watch(handler: Arc<Handler>) {
     let Some(split) = &handler.deps.cpu_split else { return };
-    let mut apart = Apart::new(split);
+    let mut apart = Apart::new(split, Arc::clone(&handler.requests_apart));
     let mut looks = Looks::default();
     while handler.leaving.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         looks.look(&handler, split.background.len(), apart.as_mut()).await;
@@ -82,12 +82,18 @@ impl Looks {
     async fn look(&mut self, handler: &Handler, cpus: usize, apart: Option<&mut Apart>) {
         self.number = self.number.wrapping_add(1);
         let (at_all, now_ms) = (self.number.is_multiple_of(LOOKS_AT_ALL), handler.now_ms());
-        let containers: Vec<_> = handler.containers.all().into_iter().filter(|c| c.state() == State::Running).collect();
+        let (containers, others): (Vec<_>, Vec<_>) =
+            handler.containers.all().into_iter().partition(|container| container.state() == State::Running);
         let mut used = Vec::with_capacity(containers.len());
         let mut awake = Vec::with_capacity(containers.len());
         // What those use who answer quickly, loading included.
         let mut served = 0.0;
-        let mut seen = HashMap::with_capacity(containers.len());
+        let mut seen: HashMap<u64, Seen> = HashMap::with_capacity(containers.len());
+        // What was seen of them serves the look after their thaw.
+        let frozen = others.iter().filter(|container| container.state() == State::Frozen);
+        seen.extend(frozen.filter_map(|container| {
+            Some((container.id(), Seen { busy: false, loads: false, ..*self.seen.get(&container.id())? }))
+        }));
         for container in &containers {
             let is_awake = container.in_flight() > 0 || container.idle_ms(now_ms) < AWAKE_MS;
             awake.push(is_awake);
@@ -98,9 +104,10 @@ impl Looks {
                 used.push(0.0);
                 continue;
             }
-            let cpu = match handler.deps.sandbox.usage(&container.running.id).await {
-                Ok(usage) => usage.cpu,
-                Err(_) => before.map_or(Duration::ZERO, |before| before.cpu),
+            let Ok(Usage { cpu, .. }) = handler.deps.sandbox.usage(&container.running.id).await else {
+                seen.extend(before.map(|before| (container.id(), *before)));
+                used.push(0.0);
+                continue;
             };
             let now = Instant::now();
             let fresh =
@@ -111,10 +118,11 @@ impl Looks {
             let loads =
                 cold_cost_us != before.cold_cost_us && !before.loads || cold_cost_us == 0 && before.first.elapsed() < FIRST_LOAD;
             let since = now.duration_since(before.at).as_secs_f64().max(0.001);
-            let all_used = match cpu.saturating_sub(before.cpu) {
-                // Seen for the first time: what its loads took, since the rest is older.
-                Duration::ZERO if before.first == now => cold_cost_us as f64 / 1e6 / LOOK_EVERY.as_secs_f64(),
-                since_last => since_last.as_secs_f64() / since,
+            let all_used = if before.first == now {
+                // What its loads took at most, since the rest is older.
+                (cold_cost_us as f64 / 1e6 / LOOK_EVERY.as_secs_f64()).min(f64::from(handler.config.cpu_millis) / 1e3)
+            } else {
+                cpu.saturating_sub(before.cpu).as_secs_f64() / since
             };
             if !container.is_background() {
                 served += all_used;
@@ -132,13 +140,11 @@ impl Looks {
                 was_busy: seen.get(&container.id()).is_some_and(|seen| seen.busy),
             })
             .collect();
-        let apart = match apart {
-            Some(apart) => apart.look(served).await,
-            None => false,
-        };
-        handler.requests_apart.store(apart, Relaxed);
         let busy = busy(&looks, cpus);
-        let all_busy = busy.iter().all(|busy| *busy);
+        let all_busy = !busy.is_empty() && busy.iter().all(|busy| *busy);
+        if let Some(apart) = apart {
+            apart.look(served, !all_busy).await;
+        }
         for ((container, busy), awake) in containers.iter().zip(busy).zip(awake) {
             let Some(seen) = seen.get_mut(&container.id()) else { continue };
             seen.busy = busy;

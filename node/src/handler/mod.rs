@@ -255,7 +255,7 @@ pub struct Handler {
     restarts: restarts::Restarts,
     counters: status::Counters,
     /// Those who serve requests are kept to the CPUs that are not for background work.
-    requests_apart: AtomicBool,
+    requests_apart: Arc<AtomicBool>,
     started: Instant,
     leaving: CancellationToken,
     tasks: TaskTracker,
@@ -288,7 +288,7 @@ impl Handler {
             claims: Flights::default(),
             loads: Flights::default(),
             counters: status::Counters::default(),
-            requests_apart: AtomicBool::new(false),
+            requests_apart: Arc::default(),
             started: Instant::now(),
             leaving: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -14,7 +14,7 @@ use super::{AcquireError, Config, Handler, control, control::Control, slot::Slot
 use hearth_model::{
     BuildKey, ContainerPath, ResolvedModule, function::NodeVersion, limits::MEMORY_MB_DEFAULT, protocol::ToRuntime,
 };
-use hearth_sandbox::{Cpus, Limits, Purpose, Running, SandboxSpec};
+use hearth_sandbox::{Cpus, Limits, Purpose, Running, SandboxError, SandboxSpec};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
@@ -414,6 +414,7 @@ async fn resize(handler: &Arc<Handler>, waiting: Waiting, memory_mb: u64, cpus: 
     let mut resized = handler.deps.sandbox.resize(&waiting.running.id, &limits).await;
     if let Err(error) = &resized
         && cpus == Cpus::Foreground
+        && !matches!(error, SandboxError::NotFound { .. })
     {
         // That is for speed alone.
         tracing::warn!(%error, "a container could not be kept to the foreground CPUs");

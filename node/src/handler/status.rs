@@ -77,7 +77,7 @@ pub struct ContainerCounts {
     pub frozen: usize,
     /// Of the running, kept to the CPUs for background work: they keep one busy, or have just ended by their own fault.
     pub background: usize,
-    /// Whether the others, and this node's own threads, are kept to the other CPUs at the moment.
+    /// Whether the others that have work, and this node's own threads, are kept to the other CPUs at the moment.
     pub requests_apart: bool,
 }
 
