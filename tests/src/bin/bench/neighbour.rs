@@ -2,6 +2,7 @@
 //! neighbour's latency it is told what the attacker was answered, and how long it took until everything it had taken was back.
 
 mod attack;
+mod cpus;
 
 use crate::{
     Bench, HELLO, PATH, median,
@@ -11,15 +12,12 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use attack::{ATTACKS, Answers, Attack};
+use cpus::{Attackers, EngineCpus, KeptThreads};
 use hearth_loadtest::bench::{self as load, Throughput};
-use rustix::{
-    io::Errno,
-    thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity},
-};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -45,82 +43,23 @@ struct Seen {
     answers: Answers,
 }
 
-/// While it lives, the container engine has the CPUs for background work only, as an operator is told to set it; then all again.
-struct EngineCpus;
-
-impl EngineCpus {
-    fn keep(background: &str) -> Result<Self> {
-        Self::set(background)?;
-        Ok(Self)
-    }
-
-    fn set(list: &str) -> Result<()> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/dockerd.sh");
-        ensure!(Command::new(script).args(["cpus", list]).status()?.success(), "the engine could not be kept to the CPUs {list}");
-        Ok(())
-    }
-}
-
-impl Drop for EngineCpus {
-    fn drop(&mut self) {
-        if let Err(error) = Self::set("all") {
-            eprintln!("bench: {error}");
-        }
-    }
-}
-
-/// While it lives, the threads of this program run on the CPUs that are not for background work: a real client is on another machine.
-struct ClientCpus {
-    all: CpuSet,
-}
-
-impl ClientCpus {
-    fn keep(background: &str) -> Result<Self> {
-        let all = sched_getaffinity(None)?;
-        let mut foreground = all;
-        for cpu in background.split(',') {
-            foreground.unset(cpu.parse()?);
-        }
-        Self::set(&foreground)?;
-        Ok(Self { all })
-    }
-
-    fn set(cpus: &CpuSet) -> Result<()> {
-        for thread in std::fs::read_dir("/proc/self/task")? {
-            let id = thread?.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
-            match sched_setaffinity(id, cpus) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for ClientCpus {
-    fn drop(&mut self) {
-        if let Err(error) = Self::set(&self.all) {
-            eprintln!("bench: {error}");
-        }
-    }
-}
-
 /// Measures it.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
-    let platform = bench.platform("neighbour", POOL).await?;
+    let platform = Arc::new(bench.platform("neighbour", POOL).await?);
     let status = platform.status().await?;
     let engine = status["engine"].as_str().unwrap_or_default();
     let background = engine.split_once("background CPUs ").and_then(|(_, rest)| rest.split(' ').next());
     let result = match background.map(|list| list.trim_end_matches(',')) {
         Some(background) => {
             let _engine = EngineCpus::keep(background)?;
-            let _client = ClientCpus::keep(background)?;
+            let _services = KeptThreads::of_services(background, platform.pid())?;
+            let _client = KeptThreads::of_client(background)?;
             against(bench, report, &platform).await
         }
         // A machine of one CPU has none to set aside.
         None => against(bench, report, &platform).await,
     };
-    platform.stop();
+    Arc::into_inner(platform).context("an attack goes on")?.stop();
     result
 }
 
@@ -130,7 +69,7 @@ fn wanted() -> Vec<&'static Attack> {
     ATTACKS.iter().filter(|a| named.is_empty() || named.split(' ').any(|n| n == a.name)).collect()
 }
 
-async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Result<()> {
+async fn against(bench: &Bench, report: &mut Report, platform: &Arc<Platform>) -> Result<()> {
     platform.deploy_code("bench/m/hello", HELLO).await?;
     let target = load::Target::url(&format!("{}{PATH}", platform.url)).await?;
     load::open_loop(&target, RATE, Duration::from_secs(1)).await?;
@@ -139,25 +78,24 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Platform) -> Res
     for attack in &attacks {
         attack.prepare(platform).await.with_context(|| attack.name)?;
     }
+    let attackers = Attackers::new()?;
     let mut seen: BTreeMap<&str, Seen> = BTreeMap::new();
     let turns = if bench.quick { 1 } else { TURNS };
     for turn in 0..turns {
-        for attack in &attacks {
+        for attack in attacks.iter().copied() {
             let alone = load::open_loop(&target, RATE, bench.turn()).await?;
             ensure!(alone.failed == 0, "the neighbour alone: {:?}", alone.failures);
             let descriptors = platform.descriptors();
             let stop = CancellationToken::new();
-            let (beside, answers) = tokio::join!(
-                async {
-                    // The attack is at its height when the neighbour is looked at.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    let beside = load::open_loop(&target, RATE, bench.turn()).await;
-                    stop.cancel();
-                    beside
-                },
-                attack.run(platform, turn, &node, &stop)
-            );
-            let (beside, answers) = (beside?, answers.with_context(|| attack.name)?);
+            let attacking = attackers.spawn({
+                let (platform, node, stop) = (Arc::clone(platform), node.clone(), stop.clone());
+                async move { attack.run(&platform, turn, &node, &stop).await }
+            });
+            // The attack is at its height when the neighbour is looked at.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let beside = load::open_loop(&target, RATE, bench.turn()).await;
+            stop.cancel();
+            let (beside, answers) = (beside?, attacking.await?.with_context(|| attack.name)?);
             let back = all_back(platform, attack, descriptors).await.with_context(|| format!("after {}", attack.name))?;
             let seen = seen.entry(attack.name).or_default();
             seen.errors += beside.failed + beside.unsent;

@@ -1,6 +1,6 @@
 //! The attacks: what is deployed for each, and how it is carried out until it is told to stop.
 
-use super::{RATE, TURNS, is_named};
+use super::{RATE, TURNS, cpus::last_cpu, is_named};
 use crate::platform::Platform;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -19,8 +19,6 @@ use tokio_util::sync::CancellationToken;
 const CALLERS: usize = 4;
 /// Connections of an attack from outside.
 const CONNECTIONS: usize = 1_000;
-/// For `taskset`, as a mask.
-const ALL_CPUS: &str = "ffffffff";
 /// The flood, against the neighbour's rate.
 const FLOOD_TIMES: f64 = 100.0;
 /// Modules that nobody has asked for, a few each turn: each version is built once.
@@ -221,23 +219,21 @@ impl Attack {
         Ok(all)
     }
 
-    /// A program of its own on any CPU at the lowest priority, since what calling costs this machine is not what is measured.
-    fn caller(&self, platform: &Platform, options: &[&str]) -> Command {
+    /// A program of its own on a CPU for background work, where it runs when nobody else would: what calling costs this machine is not what is
+    /// measured.
+    fn caller(&self, platform: &Platform, options: &[&str]) -> Result<Command> {
         let mut command = Command::new("taskset");
-        command.args([ALL_CPUS, "nice", "-n", "19", "h2load", "--h1", "-t1"]).args(options).arg(format!(
-            "{}{}",
-            platform.url,
-            self.path()
-        ));
+        command.args(["-c", &last_cpu()?, "chrt", "--idle", "0", "h2load", "--h1", "-t1"]).args(options);
+        command.arg(format!("{}{}", platform.url, self.path()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
+        Ok(command)
     }
 
     async fn download(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
         let callers = CALLERS.to_string();
         let mut answers = Answers::default();
         while !stop.is_cancelled() {
-            let mut command = tokio::process::Command::from(self.caller(platform, &["-c", &callers, "-n", &callers]));
+            let mut command = tokio::process::Command::from(self.caller(platform, &["-c", &callers, "-n", &callers])?);
             let done = command.stdout(Stdio::piped()).kill_on_drop(true).output();
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -253,7 +249,7 @@ impl Attack {
 
     async fn flood(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
         let each = (RATE * FLOOD_TIMES / 20.0).to_string();
-        let mut child = self.caller(platform, &["-c20", "-D", "3600", "--rps", &each]).spawn()?;
+        let mut child = self.caller(platform, &["-c20", "-D", "3600", "--rps", &each])?.spawn()?;
         let mut answers = Answers::default();
         while !stop.is_cancelled() {
             let (status, body) = platform.get(&self.path()).await?;
@@ -280,13 +276,10 @@ impl Attack {
     }
 }
 
-/// On the last CPU, which is among those for background work.
+/// On a CPU for background work.
 async fn outside(script: &str, node: &Path, stop: &CancellationToken) -> Result<Answers> {
-    // Of the machine: this program has fewer while it measures.
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
-    let last = online.trim().rsplit([',', '-']).next().unwrap_or_default();
     let mut command = tokio::process::Command::new("taskset");
-    command.args(["-c", last, "sh", "-c", script]).env("NODE", node).kill_on_drop(true);
+    command.args(["-c", &last_cpu()?, "sh", "-c", script]).env("NODE", node).kill_on_drop(true);
     let mut child = command.spawn()?;
     tokio::select! {
         () = stop.cancelled() => child.kill().await?,
