@@ -136,6 +136,8 @@ CONTROLS = [
             "lib", "the_rate_lets_a_burst_pass_and_then_its_average"),
     Control("37", "node/src/proxy/body.rs", "self.pause = wait.map(|wait| Box::pin(tokio::time::sleep(wait)));", "drop(wait);",
             "system", "answers_keep_to_their_tenants_rate"),
+    Control("37", "node/src/proxy/body.rs", "exchange.permit.answered(0).map(|wait| Box::pin(tokio::time::sleep(wait)));", "exchange.permit.answered(0).and(None);",
+            "system", "answers_keep_to_their_tenants_rate", 2),
     Control("37", "node/src/handler/pool.rs", "plain > target.saturating_sub(others) / 2", "plain > target.saturating_sub(others) / 1_000",
             "system", "containers_that_end_leave_half_of_the_pool_to_others", 2),
     Control("9", "node/src/handler/restarts.rs", "if !self.unreplaced.contains(path) {", "if !self.unreplaced.contains(path) || self.tenants.rate.burst > 0 {",
