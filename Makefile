@@ -66,10 +66,10 @@ attack: ## Let schemathesis, slowhttptest and h2load loose on a `hearth up` of i
 	@scripts/attack.sh $(HEARTH) $(ARGS)
 
 controls: ## Take security controls away, one edit each, and see that a test misses each of them (long)
-	@scripts/setup.sh up
-	@scripts/setup.sh etcd
-	@scripts/setup.sh aws
+	@scripts/setup.sh test
 	@scripts/dockerd.sh gvisor
+	@cargo build --locked --package hearth-cli
+	@$(TARGET)/debug/hearth image >/dev/null
 	@scripts/controls.py $(ARGS)
 
 test-machines: ## Install a release on machines with systemd, start the roles, roll them under load (long, as root)

@@ -94,7 +94,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("hearth: {error:#}");
+            // What it says may hold words of a function or of an npm module.
+            eprintln!("hearth: {}", client::printable(&format!("{error:#}")));
             ExitCode::from(client::exit_code(&error))
         }
     }

@@ -46,11 +46,22 @@ const PRIVATE: [&str; 12] = [
 const DENIED: &str = "203.0.113.192/26";
 const CONNECTIONS_MAX: u32 = 20;
 
-/// Answers every connection with the address it came from, and every DNS question with the public address.
+/// Answers every connection with the address it came from, and HTTP on port 81, where `?to=` is redirected to. Answers a DNS question with
+/// the address that the name begins with (`10-77-0-10.example.org`), with the public and a private one by turns for `rebind.`, and with
+/// the public one otherwise.
 const INTERNET: &str = r"
 const net = require('node:net'), dgram = require('node:dgram');
 const serve = (port) => net.createServer((s) => { s.on('error', () => {}); s.write(s.remoteAddress + '\n'); }).listen(port, '0.0.0.0');
 serve(80); serve(53);
+require('node:http').createServer((q, r) => {
+  const to = new URL(q.url, 'http://x').searchParams.get('to');
+  if (to) r.writeHead(302, { location: to }).end(); else r.end('reached');
+}).listen(81, '0.0.0.0');
+let turns = 0;
+const addressOf = (label) => {
+  if (/^(\d+-){3}\d+$/.test(label)) return label.split('-').map(Number);
+  return label === 'rebind' && turns++ % 2 ? [10, 77, 0, 10] : [203, 0, 113, 10];
+};
 const udp = dgram.createSocket('udp4');
 udp.on('message', (q, from) => {
   const end = q.indexOf(0, 12) + 5;
@@ -58,8 +69,8 @@ udp.on('message', (q, from) => {
   head.writeUInt16BE(0x8180, 2); head.writeUInt16BE(1, 4); head.writeUInt16BE(0, 6); head.writeUInt16BE(0, 8); head.writeUInt16BE(0, 10);
   const isA = q.readUInt16BE(end - 4) === 1;
   if (isA) head.writeUInt16BE(1, 6);
-  const answer = Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 10]);
-  udp.send(Buffer.concat([head, q.subarray(12, end), ...(isA ? [answer] : [])]), from.port, from.address);
+  const answer = () => Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, ...addressOf(q.toString('latin1', 13, 13 + q[12]))]);
+  udp.send(Buffer.concat([head, q.subarray(12, end), ...(isA ? [answer()] : [])]), from.port, from.address);
 });
 // On its own address, because an answer has to come from the address that was asked.
 const has = Object.values(require('node:os').networkInterfaces()).flat().some((a) => a.address === '10.77.0.53');
@@ -176,6 +187,7 @@ async fn inside_the_router(internet: String) {
     let mut world = Containers { slots: &slots, internet };
     world.reaches_the_public_and_resolves().await;
     world.reaches_nothing_private().await;
+    world.reaches_nothing_private_by_a_name_a_spelling_or_a_redirect().await;
     world.reach_neither_each_other_nor_are_reached().await;
     world.have_one_address_and_no_ipv6().await;
     world.connections_are_bounded().await;
@@ -197,6 +209,11 @@ fn connect(host: &str, port: u16) -> String {
     format!(
         "return await new Promise((done, fail) => {{ const s = require('net').connect({{ host: '{host}', port: {port}, family: 4 }}); s.setTimeout(1500, () => {{ s.destroy(); fail(new Error('timeout')); }}); s.on('data', (d) => {{ done(String(d).trim()); s.destroy(); }}); s.on('error', fail); }})"
     )
+}
+
+/// A function body that gives what an HTTP request is answered, after redirects.
+fn fetch(url: &str) -> String {
+    format!("return await (await fetch('{url}', {{ signal: AbortSignal.timeout(3000) }})).text()")
 }
 
 impl Containers<'_> {
@@ -241,6 +258,52 @@ impl Containers<'_> {
         }
     }
 
+    /// Names, spellings and redirects say the address in another way; the same ones reach the public address.
+    async fn reaches_nothing_private_by_a_name_a_spelling_or_a_redirect(&self) {
+        for address in [PUBLIC, "10.77.0.10", "169.254.169.254"] {
+            let listening = std::net::TcpStream::connect_timeout(&format!("{address}:81").parse().unwrap(), Duration::from_secs(2));
+            listening.unwrap_or_else(|e| panic!("the test's own listener on {address}:81 does not answer: {e}"));
+        }
+        let resolve = |name: &str| format!("return (await require('dns/promises').lookup('{name}', {{ family: 4 }})).address");
+        assert_eq!(
+            self.ask(1, &resolve("10-77-0-10.example.org")).await.unwrap(),
+            json!("10.77.0.10"),
+            "the resolver hides nothing"
+        );
+        for reached in [
+            "http://203-0-113-10.example.org:81/".to_owned(),
+            "http://0xcb.0.113.10:81/".to_owned(),
+            "http://0xcb00710a:81/".to_owned(),
+            "http://3405803786:81/".to_owned(),
+            "http://0313.0.0161.012:81/".to_owned(),
+            "http://203.0.28938:81/".to_owned(),
+            format!("http://{PUBLIC}:81/?to=http://{PUBLIC}:81/"),
+        ] {
+            assert_eq!(self.ask(1, &fetch(&reached)).await, Ok(json!("reached")), "{reached}");
+        }
+        for private in [
+            "http://10-77-0-10.example.org:81/".to_owned(),
+            "http://169-254-169-254.example.org:81/".to_owned(),
+            "http://0xa.77.0.10:81/".to_owned(),
+            "http://0x0a4d000a:81/".to_owned(),
+            "http://172818442:81/".to_owned(),
+            "http://2852039166:81/".to_owned(),
+            "http://012.0115.0.012:81/".to_owned(),
+            "http://10.77.10:81/".to_owned(),
+            "http://[::ffff:10.77.0.10]:81/".to_owned(),
+            format!("http://{PUBLIC}:81/?to=http://10.77.0.10:81/"),
+            format!("http://{PUBLIC}:81/?to=http://169-254-169-254.example.org:81/"),
+        ] {
+            let answer = self.ask(1, &fetch(&private)).await;
+            assert!(answer.is_err(), "a container has reached {private}: {answer:?}");
+        }
+        // What was asked first and found public has another address when it is dialled.
+        assert_eq!(self.ask(1, &resolve("rebind.example.org")).await.unwrap(), json!(PUBLIC));
+        let answer = self.ask(1, &fetch("http://rebind.example.org:81/")).await;
+        assert!(answer.is_err(), "a container has reached a private address by rebinding: {answer:?}");
+        assert_eq!(self.ask(1, &resolve("rebind.example.org")).await.unwrap(), json!(PUBLIC), "each was one question");
+    }
+
     async fn reach_neither_each_other_nor_are_reached(&self) {
         self.ask(2, "await new Promise((r) => require('net').createServer((s) => s.end('hello\\n')).listen(8080, '0.0.0.0', r))")
             .await
@@ -280,9 +343,12 @@ async fn gvisor_is_filtered_alike(sandbox: &DockerSandbox, world: &Containers<'_
     let spec = hearth_sandbox::SandboxSpec { oci_runtime: Some("runsc".to_owned()), ..world.slots.eval_spec(3) };
     let made = sandbox.create(&spec).await.unwrap();
     assert_eq!(world.ask(3, &connect(PUBLIC, 80)).await.expect("the public address"), json!(ROUTER[0]));
-    for address in ["169.254.169.254", "10.77.0.10", ROUTER[0], &world.address(1).await.to_string()] {
-        let answer = world.ask(3, &connect(address, 80)).await;
-        assert!(answer.is_err(), "a container under gVisor has reached {address}: {answer:?}");
+    let neighbour = world.address(2).await.to_string();
+    assert_eq!(world.ask(2, &connect(&neighbour, 8080)).await.unwrap(), json!("hello"), "its listener is still there");
+    let private = PRIVATE.iter().chain(&ROUTER).map(|address| (*address, 80));
+    for (address, port) in private.chain([(neighbour.as_str(), 8080)]) {
+        let answer = world.ask(3, &connect(address, port)).await;
+        assert!(answer.is_err(), "a container under gVisor has reached {address}:{port}: {answer:?}");
     }
     sandbox.destroy(&made.id).await.unwrap();
 }

@@ -190,11 +190,15 @@ mod tests {
     #[tokio::test]
     async fn a_sealed_value_opens_only_in_its_place() {
         let keyring = FileKeyring::parse(&format!("k1 {}", key(1))).unwrap();
-        let (a, b): (FunctionPath, FunctionPath) = ("acme/main/a".parse().unwrap(), "other/main/a".parse().unwrap());
+        let a: FunctionPath = "acme/main/a".parse().unwrap();
         let sealed = keyring.seal(&a, "KEY", "canary").await.unwrap();
         assert!(!sealed.0.contains("canary"));
         assert_eq!(keyring.open(&a, "KEY", &sealed).await.unwrap().as_str(), "canary");
-        assert!(matches!(keyring.open(&b, "KEY", &sealed).await, Err(KeyringError::Refused { .. })));
+        // Another tenant, container and function, and a path that only reads alike.
+        for elsewhere in ["other/main/a", "acme/other/a", "acme/main/b", "acme/main-a/a"] {
+            let opened = keyring.open(&elsewhere.parse().unwrap(), "KEY", &sealed).await;
+            assert!(matches!(opened, Err(KeyringError::Refused { .. })), "{elsewhere}");
+        }
         assert!(matches!(keyring.open(&a, "OTHER", &sealed).await, Err(KeyringError::Refused { .. })));
         let mut altered = sealed.clone();
         altered.0.pop();

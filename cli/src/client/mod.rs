@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::{io::Write, process::ExitCode};
 
 pub use http::exit_code;
+pub use show::printable;
 
 /// What can be done with a running Hearth.
 #[derive(Subcommand)]

@@ -15,6 +15,22 @@ pub fn json(value: &Value) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
 }
 
+/// Text of a tenant or an npm module for a terminal: what would move its cursor, change its title or begin a line of its own is shown as an
+/// escape (`\u{1b}`).
+pub fn printable_line(text: &str) -> String {
+    let is_plain = |c: char| c == '\t' || !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_plain(c) { shown.push(c) } else { shown.extend(c.escape_default()) }
+    }
+    shown
+}
+
+/// The same of text that may have several lines.
+pub fn printable(text: &str) -> String {
+    text.lines().map(printable_line).collect::<Vec<_>>().join("\n")
+}
+
 /// One line for people, the whole value for programs.
 pub fn done(value: &Value, as_json: bool, line: &str) -> Result<()> {
     if as_json { json(value) } else { Ok(writeln!(std::io::stdout(), "{line}")?) }
@@ -125,7 +141,7 @@ fn print_event(event: &str, as_json: bool, last_at: &mut HashMap<String, u64>) -
     } else {
         let text = |name: &str| line[name].as_str().unwrap_or("-");
         let version = line["version"].as_u64().map(|v| format!("@{v}")).unwrap_or_default();
-        writeln!(out, "{:>9} {:<5} {}{version} {}", time(at), text("level"), text("function"), text("line"))?;
+        writeln!(out, "{:>9} {:<5} {}{version} {}", time(at), text("level"), text("function"), printable_line(text("line")))?;
     }
     Ok(out.flush()?)
 }
@@ -231,4 +247,16 @@ fn cluster(value: &Value) -> Result<()> {
     }
     println!();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_a_line_and_commands_a_terminal_nothing() {
+        assert_eq!(printable_line("a\tb \u{e9} \u{1f525} \\"), "a\tb \u{e9} \u{1f525} \\");
+        assert_eq!(printable_line("\u{1b}[2J\r\n\0\u{7f}\u{9b}1m\u{2028}"), "\\u{1b}[2J\\r\\n\\u{0}\\u{7f}\\u{9b}1m\\u{2028}");
+        assert_eq!(printable("two\nlines\u{7}"), "two\nlines\\u{7}");
+    }
 }

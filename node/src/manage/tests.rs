@@ -7,6 +7,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Request, StatusCode},
 };
+use hearth_model::TokenHash;
 use hearth_registry::Registry;
 use hearth_store::FunctionStore;
 use serde_json::{Value, json};
@@ -411,6 +412,73 @@ async fn every_route_asks_every_kind_of_caller_for_the_right_token() {
     }
     assert!(checked >= 20, "only {checked} routes");
     assert_eq!(api.admin("GET", FUNCTION, None).await.status, StatusCode::OK, "nobody without the right to it deleted anything");
+}
+
+/// Tokens are looked up, never parsed: what was not made here is nobody's, whatever it claims.
+#[tokio::test]
+async fn forged_tokens_are_nobodys() {
+    let api = Api::new().await;
+    api.admin("PUT", FUNCTION, Some(hello())).await;
+    let real = api.admin.clone();
+    assert_eq!(real.len(), "hth_".len() + 256_usize.div_ceil(6), "256 random bits");
+    let bare = real.strip_prefix("hth_").unwrap();
+    let (first, last) = bare.split_at(bare.len() - 1);
+    let other = |than: &str| if than == "A" { "B" } else { "A" };
+    let hash = hex::encode(TokenHash::of(&real).0);
+    let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.";
+    let keyless = "eyJhbGciOiJIUzI1NiIsImtpZCI6Ii9kZXYvbnVsbCJ9.eyJzdWIiOiJhZG1pbiJ9.PO2hygPHNU1vwTCg-4iy7vSb6JYLohN2UJ_lT9J-MCw";
+    let far =
+        "eyJhbGciOiJSUzI1NiIsImprdSI6Imh0dHA6Ly8xMjcuMC4wLjEvIn0.eyJzdWIiOiJhZG1pbiJ9.UEk50Szy7LBSD1y3k7PCVob4-lPiowLfzTMwWpPiP-E";
+    let credentials = [
+        // Nearly right.
+        format!("Bearer hth_{first}{}", other(last)),
+        format!("Bearer hth_{}{}", other(&bare[..1]), &bare[1..]),
+        format!("Bearer hth_{first}"),
+        format!("Bearer {real}A"),
+        format!("Bearer {real}="),
+        format!("Bearer {bare}"),
+        format!("Bearer {}", real.to_uppercase()),
+        format!("Bearer {}", real.to_lowercase()),
+        format!("Bearer HTH_{bare}"),
+        format!("Bearer {real}{real}"),
+        format!("Bearer {real} {real}"),
+        format!("Bearer {real},{real}"),
+        format!("Bearer \"{real}\""),
+        format!("Bearer %68th_{bare}"),
+        // What a stolen store has: neither is a token.
+        format!("Bearer {hash}"),
+        format!("Bearer hth_{hash}"),
+        "Bearer tok-0000000000000000".to_owned(),
+        // Signed by nobody, by an empty key, by a key that the forger names.
+        format!("Bearer {none}"),
+        format!("Bearer {keyless}"),
+        format!("Bearer {far}"),
+        format!("Bearer hth_{none}"),
+        // Patterns, statements and the languages' own nothings.
+        "Bearer".to_owned(),
+        "Bearer ".to_owned(),
+        "Bearer hth_".to_owned(),
+        "Bearer hth_*".to_owned(),
+        "Bearer hth_%".to_owned(),
+        "Bearer ' OR 1=1 --".to_owned(),
+        "Bearer null".to_owned(),
+        "Bearer undefined".to_owned(),
+        "Bearer {\"$ne\":null}".to_owned(),
+        "Bearer ../admin.token".to_owned(),
+        format!("Bearer hth_{}", "A".repeat(8_000)),
+        // Other schemes.
+        format!("Basic {real}"),
+        format!("Token {real}"),
+        format!("BEARER{real}"),
+        real.clone(),
+    ];
+    for credential in &credentials {
+        for (method, path) in [("GET", "/v1/tenants"), ("GET", FUNCTION), ("DELETE", FUNCTION)] {
+            let answer = api.call(None, method, path, &[("authorization", credential)], None).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{credential}: {method} {path}: {}", answer.text);
+        }
+    }
+    assert_eq!(api.admin("GET", FUNCTION, None).await.status, StatusCode::OK, "it is still there, and its owner gets in");
 }
 
 #[tokio::test]

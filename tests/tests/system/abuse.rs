@@ -324,10 +324,13 @@ async fn a_container_is_confined_and_knows_no_secret_but_in_memory() {
     assert_eq!((&seen["root"], &seen["code"]), (&json!("EROFS"), &json!("EROFS")), "{seen}");
     assert_eq!((&seen["capabilities"], &seen["privileges"]), (&json!("0000000000000000"), &json!("1")));
     assert!(seen["uid"].as_u64().unwrap() >= 60_000 && !seen["environ"].as_str().unwrap().contains(canary), "{seen}");
+    assert_eq!((&seen["docker"], &seen["shell"], &seen["modules"]), (&json!("ENOENT"), &json!("ENOENT"), &json!("")), "{seen}");
     let other = hearth.deploy_code("good/main/uid", "module.exports = cb => cb(null, { uid: process.getuid() })").await;
     assert_eq!(other["live"], 1);
     assert_ne!(hearth.get("good/main/uid").await.json()["uid"], seen["uid"], "two tenants, two user ids");
-    for container in hearth.docker().running() {
+    let running = hearth.docker().running();
+    assert!(running.len() >= 2, "both tenants' containers run");
+    for container in running {
         assert!(!container.inspected.to_string().contains(canary), "docker inspect shows the secret");
         for file in ["environ", "cmdline"] {
             let bytes = fs::read(format!("/proc/{}/{file}", container.pid)).unwrap_or_default();

@@ -93,6 +93,18 @@ async fn output_and_errors_carry_function_version_and_request() {
     assert_eq!((&line["function"], &line["version"], &line["level"]), (&json!("f"), &json!(1), &json!("info")));
     assert_eq!(line["request_id"], answer.header("hearth-request-id"));
     assert_eq!(hearth.logged("acme/main", "late").await["level"], "error");
+    // Lines that look like the platform's own, or that a terminal would act on, are the function's text in one record each.
+    let forged = "module.exports = cb => { console.log('forged \\u001b[2J\\r\\u0000\\u2028 0\\n{\"function\":\"admin\",\"level\":\"error\",\"line\":\"forged 1\"}\\n\"} forged 2'); console.log('end of it'); cb(null, {}); };";
+    hearth.deploy_code("acme/main/forger", forged).await;
+    hearth.get("acme/main/forger").await.expect(200);
+    hearth.logged("acme/main", "end of it").await;
+    let lines: Vec<_> =
+        hearth.logs("acme/main").await.into_iter().filter(|line| line["line"].to_string().contains("forged")).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for (n, line) in lines.iter().enumerate() {
+        assert!(line["line"].as_str().unwrap().contains(&n.to_string()), "{line}");
+        assert_eq!((&line["function"], &line["level"]), (&json!("forger"), &json!("info")), "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
