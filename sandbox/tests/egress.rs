@@ -350,6 +350,7 @@ async fn gvisor_is_filtered_alike(sandbox: &DockerSandbox, world: &Containers<'_
         let answer = world.ask(3, &connect(address, port)).await;
         assert!(answer.is_err(), "a container under gVisor has reached {address}:{port}: {answer:?}");
     }
+    assert_eq!(world.ask(3, &connect(PUBLIC, 80)).await.expect("the public address"), json!(ROUTER[0]), "it still works");
     sandbox.destroy(&made.id).await.unwrap();
 }
 

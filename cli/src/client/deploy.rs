@@ -92,7 +92,7 @@ impl Deploy {
                 if told.get(module) != Some(&state) {
                     let more = match state.as_str() {
                         "ready" => format!(" in {} ms", build["build_ms"]),
-                        "failed" => format!(": {}", show::printable(build["reason"].as_str().unwrap_or("-"))),
+                        "failed" => format!(": {}", show::printable_line(build["reason"].as_str().unwrap_or("-"))),
                         _ => String::new(),
                     };
                     eprintln!("{:>6.1} s  {module} {state}{more}", began.elapsed().as_secs_f32());

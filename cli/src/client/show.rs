@@ -12,7 +12,13 @@ use std::{
 };
 
 pub fn json(value: &Value) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
+    Ok(writeln!(std::io::stdout(), "{}", plain_json(&serde_json::to_string_pretty(value)?))?)
+}
+
+/// The same JSON with the controls escaped that JSON lets pass; those below U+0020 it escapes itself.
+fn plain_json(json: &str) -> String {
+    let escaped = |c: char| if ('\u{7f}'..='\u{9f}').contains(&c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    json.chars().map(escaped).collect()
 }
 
 /// Text of a tenant or an npm module for a terminal: what would move its cursor, change its title or begin a line of its own is shown as an
@@ -26,7 +32,7 @@ pub fn printable_line(text: &str) -> String {
     shown
 }
 
-/// The same of text that may have several lines.
+/// The same of text that may have several lines, each of which stays one.
 pub fn printable(text: &str) -> String {
     text.lines().map(printable_line).collect::<Vec<_>>().join("\n")
 }
@@ -73,7 +79,7 @@ fn cell(column: &str, value: &Value) -> String {
         Value::Null => "-".into(),
         Value::Number(n) if column.ends_with("_at") => time(n.as_u64().unwrap_or(0)),
         Value::Number(n) if column.ends_with("_bytes") => bytes(n.as_u64().unwrap_or(0)),
-        Value::String(text) => text.chars().take(100).collect::<String>().replace('\n', " "),
+        Value::String(text) => printable_line(&text.chars().take(100).collect::<String>()),
         Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
     }
@@ -105,12 +111,13 @@ pub async fn logs(client: &Client, path: &ContainerPath, follow: bool, as_json: 
             return client.value(response).await.map(|_| ());
         }
         let mut chunks = response.bytes_stream();
-        let mut rest = String::new();
+        let mut rest = Vec::new();
         while let Some(Ok(chunk)) = chunks.next().await {
-            rest.push_str(&String::from_utf8_lossy(&chunk));
-            while let Some(end) = rest.find("\n\n") {
-                let event: String = rest.drain(..end + 2).collect();
-                print_event(&event, as_json, &mut last_at)?;
+            // A chunk may end within a character.
+            rest.extend_from_slice(&chunk);
+            while let Some(end) = rest.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = rest.drain(..end + 2).collect();
+                print_event(&String::from_utf8_lossy(&event), as_json, &mut last_at)?;
             }
         }
         if !follow {
@@ -137,7 +144,7 @@ fn print_event(event: &str, as_json: bool, last_at: &mut HashMap<String, u64>) -
     }
     *last_at = at;
     if as_json {
-        writeln!(out, "{line}")?;
+        writeln!(out, "{}", plain_json(&line.to_string()))?;
     } else {
         let text = |name: &str| line[name].as_str().unwrap_or("-");
         let version = line["version"].as_u64().map(|v| format!("@{v}")).unwrap_or_default();
@@ -257,6 +264,10 @@ mod tests {
     fn a_line_stays_a_line_and_commands_a_terminal_nothing() {
         assert_eq!(printable_line("a\tb \u{e9} \u{1f525} \\"), "a\tb \u{e9} \u{1f525} \\");
         assert_eq!(printable_line("\u{1b}[2J\r\n\0\u{7f}\u{9b}1m\u{2028}"), "\\u{1b}[2J\\r\\n\\u{0}\\u{7f}\\u{9b}1m\\u{2028}");
+        assert_eq!(cell("note", &Value::from("a\u{1b}[2J\nb")), "a\\u{1b}[2J\\nb");
+        let value = Value::from("\u{1b}\u{7f}\u{9b}1m\u{e9}");
+        assert_eq!(plain_json(&value.to_string()), "\"\\u001b\\u007f\\u009b1m\u{e9}\"");
+        assert_eq!(serde_json::from_str::<Value>(&plain_json(&value.to_string())).unwrap(), value);
         assert_eq!(printable("two\nlines\u{7}"), "two\nlines\\u{7}");
     }
 }

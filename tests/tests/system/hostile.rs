@@ -216,7 +216,7 @@ async fn no_container_serves_two_tenants_or_sees_the_machine() {
             _ => tokio::time::sleep(Duration::from_millis(600)).await,
         }
     }
-    assert!(cold >= 2 * tenants.len(), "{cold} containers were destroyed and followed by others, of {}", 2 * tenants.len());
+    assert!(cold >= 2 * tenants.len(), "{cold} containers, {} wanted: two of each tenant", 2 * tenants.len());
     let data = hearth.data_dir().canonicalize().unwrap();
     let running = hearth.docker().running();
     assert!(!running.is_empty(), "the pool at least");

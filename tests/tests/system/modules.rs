@@ -34,11 +34,11 @@ async fn a_module_is_built_once_for_all_who_want_it() {
     let modules = &hearth.status().await["modules"];
     assert_eq!((&modules["fetches"], &modules["artifacts"]), (&json!(1), &json!(1)), "fetched once on this machine: {modules}");
     // A container sees the modules of its own functions and cannot change them.
-    let probe = "const fs = require('fs'), p = require('path'); module.exports = cb => { const f = require.resolve('is-number'), d = p.dirname(f); const tried = [() => fs.writeFileSync(f, 'x'), () => fs.appendFileSync(f, 'x'), () => fs.truncateSync(f), () => fs.chmodSync(f, 0o777), () => fs.utimesSync(f, 1, 1), () => fs.renameSync(f, f + '2'), () => fs.unlinkSync(f), () => fs.linkSync(f, d + '/l'), () => fs.symlinkSync(f, d + '/s'), () => fs.mkdirSync(d + '/d'), () => fs.chownSync(f, process.getuid(), 0)].map(t => { try { t(); return 'done' } catch (e) { return e.code } }); const { uid, mode } = fs.statSync(f); cb(null, { tried: [...new Set(tried)], n: tried.length, uid, written: mode & 0o022, m: fs.readdirSync('/hearth/m').length }); };";
+    let probe = "const fs = require('fs'), p = require('path'); module.exports = cb => { const f = require.resolve('is-number'), d = p.dirname(f); const tried = [() => fs.writeFileSync(f, 'x'), () => fs.appendFileSync(f, 'x'), () => fs.truncateSync(f), () => fs.chmodSync(f, 0o777), () => fs.utimesSync(f, 1, 1), () => fs.renameSync(f, f + '2'), () => fs.unlinkSync(f), () => fs.linkSync(f, d + '/l'), () => fs.symlinkSync(f, d + '/s'), () => fs.mkdirSync(d + '/d'), () => fs.chownSync(f, process.getuid(), 0)].map(t => { try { t(); return 'done' } catch (e) { return e.code } }); const { uid, mode } = fs.statSync(f); cb(null, { tried: tried.join(' '), uid, written: mode & 0o022, m: fs.readdirSync('/hearth/m').length }); };";
     hearth.deploy("probe/main/f", json!({ "code": probe, "dependencies": { "is-number": "7.0.0" } })).await;
     assert_eq!(
         hearth.get("probe/main/f").await.expect(200).json(),
-        json!({ "tried": ["EROFS", "EACCES"], "n": 11, "uid": 0, "written": 0, "m": 1 })
+        json!({ "tried": "EROFS EACCES EACCES EROFS EROFS EROFS EROFS EROFS EROFS EROFS EROFS", "uid": 0, "written": 0, "m": 1 })
     );
     hearth
         .deploy_code("plain/main/f", "module.exports = cb => cb(null, { m: require('fs').readdirSync('/hearth/m').length });")
