@@ -7,6 +7,7 @@ pub mod admit;
 mod body;
 mod forward;
 mod metrics;
+mod pause;
 mod respond;
 mod service;
 mod worker;

@@ -215,7 +215,14 @@ async fn invoke(
         let detail = "no version of this function can run yet; GET its versions to see what they wait for";
         return Err(fail(ProblemKind::FunctionNotReady, "proxy", detail));
     };
-    let permit = gate.admit(spread).map_err(refused)?;
+    let permit = match gate.admit(spread) {
+        Ok(permit) => permit,
+        Err(why) => {
+            drop(request);
+            worker.pause.wait().await;
+            return Err(refused(why));
+        }
+    };
     if request.body().is_coming() {
         upload.hold_of_tenant(gate.admit_upload(spread).map_err(uploads_full)?);
     }

@@ -1,7 +1,7 @@
 //! The running proxy, and its workers: one thread, one single-threaded runtime, the client connections dealt to it, and its own
 //! connections to containers.
 
-use super::{Config, Metrics, Shared, body::ResponseBody, forward::Connections, service};
+use super::{Config, Metrics, Shared, body::ResponseBody, forward::Connections, pause::Pause, service};
 use crate::{catalog::Catalog, handler::Handler};
 use hearth_edge::{
     ids::RequestIds,
@@ -75,6 +75,7 @@ impl Proxy {
                 connections: Connections::new(shared.config.idle_connections_max),
                 shared: Arc::clone(&shared),
                 ids: RequestIds::default(),
+                pause: Pause::default(),
             });
         })?;
         Ok(Self { listener, refusing })
@@ -103,6 +104,7 @@ pub(super) struct Worker {
     pub shared: Arc<Shared>,
     pub connections: Connections,
     pub ids: RequestIds,
+    pub pause: Pause,
 }
 
 impl serve::Service for Worker {

@@ -127,14 +127,21 @@ async fn an_answer_before_the_body_has_come_leaves_no_connection_behind() {
     })
     .await;
     let router = router(config(), &[node]).await;
-    for _ in 0..100 {
+    let mut owing = Vec::new();
+    for n in 0..100 {
         let mut client = TcpStream::connect(router.addr()).await.unwrap();
         let ask = format!("POST {TARGET} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\nGET /smuggled HTTP/1.1\r\n");
         client.write_all(ask.as_bytes()).await.unwrap();
         assert!(read_to(&mut client, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
-        drop(client);
-        let answer = call(router.addr(), "GET").await;
-        assert!(answer.ends_with("clean"), "{answer}");
+        // One client leaves, the next stays and never sends the rest.
+        if n % 2 == 0 {
+            drop(client);
+        } else {
+            owing.push(client);
+        }
+        let next =
+            tokio::time::timeout(DEADLINE, call(router.addr(), "GET")).await.expect("the next request waits for nobody's body");
+        assert!(next.ends_with("clean"), "{next}");
     }
 }
 

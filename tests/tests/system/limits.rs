@@ -158,13 +158,19 @@ async fn an_answer_before_the_body_was_sent_leaves_clean_connections() {
     let code = "module.exports = (req, res) => { if (req.method === 'POST') { res.statusCode = 401; return res.end('no'); } res.end('clean ' + req.method); };";
     hearth.deploy("acme/main/f", json!({ "code": code, "model": "node" })).await;
     hearth.get("acme/main/f").await.expect(200);
-    for _ in 0..30 {
+    let mut owing = Vec::new();
+    for n in 0..30 {
         let mut connection = RawConnection::to(&hearth.url).await;
         connection
             .send("POST /run/acme/main/f HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\nGET /run/acme/main/f HTTP/1.1\r\n")
             .await;
         assert!(connection.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 401"));
-        drop(connection);
+        // One client leaves, the next stays and never sends the rest.
+        if n % 2 == 0 {
+            drop(connection);
+        } else {
+            owing.push(connection);
+        }
         assert_eq!(hearth.get("acme/main/f").await.expect(200).text, "clean GET");
     }
 }

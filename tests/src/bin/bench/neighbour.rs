@@ -3,6 +3,7 @@
 
 mod attack;
 mod cpus;
+mod flood;
 
 use crate::{
     Bench, HELLO, PATH, median,
@@ -23,9 +24,9 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// Requests per second of the neighbour.
-pub const RATE: f64 = 100.0;
+const RATE: f64 = 250.0;
 /// How often each attack is looked at.
-const TURNS: usize = 5;
+const TURNS: usize = 7;
 /// Containers in the pool.
 const POOL: usize = 4;
 /// From the end of an attack until the next thing begins, where nothing says that all is back.
@@ -133,7 +134,7 @@ fn p99_ms(turns: &[Throughput]) -> f64 {
     median(turns.iter().map(|turn| turn.latency.value_at_quantile(0.99) as f64 / 1e6).collect())
 }
 
-/// Where a turn has four requests in its slowest hundredth, all of them together have more.
+/// Where a turn has ten requests in its slowest hundredth, all of them together have more.
 fn p99_together_ms(turns: &[Throughput]) -> Result<f64> {
     let (first, others) = turns.split_first().context("no turns")?;
     let mut latency = first.latency.clone();

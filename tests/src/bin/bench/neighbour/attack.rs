@@ -1,8 +1,8 @@
 //! The attacks: what is deployed for each, and how it is carried out until it is told to stop.
 
-use super::{RATE, TURNS, cpus::last_cpu, is_named};
+use super::{TURNS, cpus::last_cpu, flood, is_named};
 use crate::platform::Platform;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 const CALLERS: usize = 4;
 /// Connections of an attack from outside.
 const CONNECTIONS: usize = 1_000;
-/// The flood, against the neighbour's rate.
+/// Requests per second of the flood's tenant.
+const FLOOD_LIMIT: u32 = 100;
+/// What it makes, against that.
 const FLOOD_TIMES: f64 = 100.0;
 /// Modules that nobody has asked for, a few each turn: each version is built once.
 const STORM: [(&str, [&str; TURNS]); 4] = [
-    ("is-number", ["7.0.0", "6.0.0", "5.0.0", "4.0.0", "3.0.0"]),
-    ("kind-of", ["6.0.3", "6.0.2", "6.0.1", "5.1.0", "5.0.0"]),
-    ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0"]),
-    ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2"]),
+    ("is-number", ["7.0.0", "6.0.0", "5.0.0", "4.0.0", "3.0.0", "2.1.0", "1.1.2"]),
+    ("kind-of", ["6.0.3", "6.0.2", "6.0.1", "5.1.0", "5.0.0", "4.0.0", "3.2.2"]),
+    ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0", "1.0.2", "0.2.0"]),
+    ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2", "0.1.1", "0.1.0"]),
 ];
 /// What its tenant may have built in an hour: fewer than it asks for, so that the last turns meet with it.
 const STORM_MAX: usize = STORM.len() * TURNS - 6;
@@ -37,8 +39,8 @@ enum How {
     Function(&'static str),
     /// The same, where what is answered costs the caller more than the platform.
     Answers(&'static str),
-    /// More requests than its tenant may make.
-    Flood,
+    /// More requests than its tenant may make, over so many connections.
+    Flood(usize),
     /// Requests whose heads never end.
     Slow,
     /// Connections that say nothing.
@@ -63,7 +65,7 @@ const fn function(name: &'static str, about: &'static str, code: &'static str) -
 }
 
 /// All of them. Functions end by their deadline or by a limit; `?ok` asks them whether they live.
-pub const ATTACKS: [Attack; 16] = [
+pub const ATTACKS: [Attack; 17] = [
     Attack {
         name: "nothing",
         about: "a program that sleeps, which tells how much two turns differ by themselves",
@@ -110,7 +112,8 @@ pub const ATTACKS: [Attack; 16] = [
             "let n = 0; const mb = Buffer.alloc(1e6, 1); const more = () => { while (n++ < 1000) if (!res.write(mb)) return res.once('drain', more); res.end(); }; more();",
         ),
     },
-    Attack { name: "flood", about: "100 times its requests", how: How::Flood },
+    Attack { name: "flood", about: "100 times its requests, by 50 senders", how: How::Flood(50) },
+    Attack { name: "crowd", about: "100 times its requests, by 1,000 senders", how: How::Flood(1_000) },
     Attack { name: "slow", about: "1,000 heads that never end", how: How::Slow },
     Attack { name: "hoard", about: "1,000 silent connections", how: How::Hoard },
     Attack { name: "builds", about: "a storm of builds", how: How::Builds },
@@ -162,7 +165,7 @@ impl Attack {
     /// Deploys what it needs.
     pub async fn prepare(&self, platform: &Platform) -> Result<()> {
         let limits = match self.how {
-            How::Flood => json!({ "rate_per_s": RATE as u32, "burst": RATE as u32, "concurrency": 50 }),
+            How::Flood(_) => json!({ "rate_per_s": FLOOD_LIMIT, "burst": FLOOD_LIMIT, "concurrency": 50 }),
             How::Builds => json!({ "builds_per_hour": STORM_MAX }),
             _ => json!({}),
         };
@@ -193,7 +196,7 @@ impl Attack {
         match self.how {
             How::Function(_) => self.call(platform, stop).await,
             How::Answers(_) => self.download(platform, stop).await,
-            How::Flood => self.flood(platform, stop).await,
+            How::Flood(senders) => self.flood(platform, senders, stop).await,
             How::Slow => connections(platform, stop, true).await,
             How::Hoard => connections(platform, stop, false).await,
             How::Builds => self.builds(platform, turn, stop).await,
@@ -247,17 +250,23 @@ impl Attack {
         Ok(answers)
     }
 
-    async fn flood(&self, platform: &Platform, stop: &CancellationToken) -> Result<Answers> {
-        let each = (RATE * FLOOD_TIMES / 20.0).to_string();
-        let mut child = self.caller(platform, &["-c20", "-D", "3600", "--rps", &each])?.spawn()?;
+    /// Some of the answers are read whole.
+    async fn flood(&self, platform: &Platform, senders: usize, stop: &CancellationToken) -> Result<Answers> {
+        let (address, path, stopped) = (platform.url.trim_start_matches("http://").to_owned(), self.path(), stop.clone());
+        let rate = f64::from(FLOOD_LIMIT) * FLOOD_TIMES;
+        // A thread of its own, on the attackers' CPU as this one.
+        let flood = std::thread::spawn(move || flood::flood(&address, &path, senders, rate, &stopped));
         let mut answers = Answers::default();
         while !stop.is_cancelled() {
             let (status, body) = platform.get(&self.path()).await?;
             answers.note(status, &body);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        child.kill()?;
-        child.wait()?;
+        let flood = tokio::task::spawn_blocking(|| flood.join()).await?.map_err(|_| anyhow!("the flood's thread panicked"))??;
+        for (status, count) in flood.statuses {
+            answers.add_many(&format!("{status} (flood)"), count);
+        }
+        answers.add_many("no sender free", flood.unsent);
         Ok(answers)
     }
 
