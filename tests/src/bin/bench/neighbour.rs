@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// Requests per second of the neighbour.
 const RATE: f64 = 250.0;
 /// How often each attack is looked at.
-const TURNS: usize = 7;
+const TURNS: usize = 5;
 /// Containers in the pool.
 const POOL: usize = 4;
 /// From the end of an attack until the next thing begins, where nothing says that all is back.
@@ -87,6 +87,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Arc<Platform>) -
     let turns = if bench.quick { 1 } else { TURNS };
     for turn in 0..turns {
         for attack in attacks.iter().copied() {
+            undivided(platform).await?;
             let alone = load::open_loop(&target, RATE, bench.turn()).await?;
             ensure!(alone.failed == 0, "the neighbour alone: {:?}", alone.failures);
             let descriptors = platform.descriptors();
@@ -160,6 +161,16 @@ async fn all_back(platform: &Platform, attack: &Attack, descriptors: usize) -> R
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Waits until requests may run anywhere again: for two seconds after an attack they keep to the foreground CPUs, which is no turn without it.
+async fn undivided(platform: &Platform) -> Result<()> {
+    let ended = Instant::now();
+    while platform.status().await?["handler"]["containers"]["requests_apart"] == true {
+        ensure!(ended.elapsed() < BACK_MAX, "requests are still kept to some CPUs, though nobody attacks");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Whether a problem document names what the offender needs to know.

@@ -25,10 +25,10 @@ const FLOOD_LIMIT: u32 = 100;
 const FLOOD_TIMES: f64 = 100.0;
 /// Modules that nobody has asked for, a few each turn: each version is built once.
 const STORM: [(&str, [&str; TURNS]); 4] = [
-    ("is-number", ["7.0.0", "6.0.0", "5.0.0", "4.0.0", "3.0.0", "2.1.0", "1.1.2"]),
-    ("kind-of", ["6.0.3", "6.0.2", "6.0.1", "5.1.0", "5.0.0", "4.0.0", "3.2.2"]),
-    ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0", "1.0.2", "0.2.0"]),
-    ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2", "0.1.1", "0.1.0"]),
+    ("is-number", ["7.0.0", "6.0.0", "5.0.0", "4.0.0", "3.0.0"]),
+    ("kind-of", ["6.0.3", "6.0.2", "6.0.1", "5.1.0", "5.0.0"]),
+    ("isobject", ["4.0.0", "3.0.1", "3.0.0", "2.1.0", "2.0.0"]),
+    ("is-odd", ["3.0.1", "3.0.0", "2.0.0", "1.0.0", "0.1.2"]),
 ];
 /// What its tenant may have built in an hour: fewer than it asks for, so that the last turns meet with it.
 const STORM_MAX: usize = STORM.len() * TURNS - 6;
