@@ -77,7 +77,7 @@ CONTROLS = [
             "egress", "containers_reach_the_public_internet_and_nothing_else", 3),
     Control("14", "model/src/egress.rs", "labels.last().is_some_and(|top| top.starts_with(|c: char| c.is_ascii_lowercase()))", "true",
             "lib", "destinations_and_what_is_none"),
-    Control("15", "sandbox/src/net/rules.rs", "		ip daddr @denied goto refuse\n", "		ip daddr != {cidr} ip daddr @denied goto refuse\n",
+    Control("15", "sandbox/src/net/rules.rs", "		ip daddr @denied goto refuse\n", '		oifname != "{prefix}*" ip daddr @denied goto refuse\n',
             "egress", "containers_reach_the_public_internet_and_nothing_else", 1,
             (('		oifname "{prefix}*" goto refuse\n', ""), ('		oifname "{prefix}*" drop\n', ""))),
     Control("16", "edge/src/framing.rs", "if self.coded || self.length.is_some() {", "if self.coded && self.length.is_some() {",
@@ -92,9 +92,15 @@ CONTROLS = [
     Control("20", "edge/src/headers.rs", "if headers.keys().any(|name| name.as_str().starts_with(names::PREFIX)) {", "if headers.is_empty() {",
             "lib", "nothing_of_the_platforms_own_passes"),
     Control("21", "node/src/proxy/forward.rs", "            && self.upload.whole.get()\n", "",
-            "system", "an_answer_before_the_body_was_sent_leaves_clean_connections"),
+            "system", "an_answer_before_the_body_was_sent_leaves_clean_connections", 1,
+            (("rposition(SendRequest::is_ready)?", "rposition(|_| true)?"),
+             ("let Some(mut sender) = worker.connections.take(container.id()) else { break };",
+              "let Some(mut sender) = worker.connections.take(container.id()) else { break }; let _ = sender.ready().await;"))),
     Control("21", "router/src/forward.rs", "            && self.upload.borrow().is_whole()\n", "",
-            "router", "an_answer_before_the_body_has_come_leaves_no_connection_behind"),
+            "router", "an_answer_before_the_body_has_come_leaves_no_connection_behind", 1,
+            (("sender.is_ready() && since", "since"),
+             ("let Some(mut sender) = worker.connections.take(node) else { break };",
+              "let Some(mut sender) = worker.connections.take(node) else { break }; let _ = sender.ready().await;"))),
     Control("22", "edge/src/serve.rs", "            .header_read_timeout(self.header_timeout)\n", "",
             "router", "clients_that_dawdle_are_cut", 3),
     Control("22", "node/src/uploads.rs", "if self.0.fetch_add(1, Relaxed) >= limit {", "if self.0.fetch_add(1, Relaxed) == u32::MAX {",
@@ -184,7 +190,8 @@ def copy_tree():
     for name in files:
         if (ROOT / name).is_file():
             (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, COPY / name)
+            # With the time of now: by the sources' own, cargo would take what an earlier run has compiled without a control for current.
+            shutil.copy(ROOT / name, COPY / name)
     # What scripts/setup.sh has installed there, which tests look for beside the sources.
     (COPY / "target").mkdir()
     for name in ("registry", "aws-stand-in"):

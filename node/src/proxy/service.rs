@@ -54,8 +54,8 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Cli
     }
     if path.starts_with("/run/") {
         let metrics = Arc::clone(&worker.shared.metrics);
-        let _in_flight = InFlight::new(&metrics);
-        let response = match invoke(worker, peer, request, &request_id).await {
+        let in_flight = InFlight::new(&metrics);
+        let response = match invoke(worker, peer, request, &request_id, in_flight).await {
             Ok(response) => response,
             Err(failure) => {
                 metrics.answered(Some(failure.kind.fault()));
@@ -81,7 +81,7 @@ pub(super) async fn answer(worker: Rc<Worker>, peer: &Peer, request: Request<Cli
     respond::problem(ProblemKind::NotFound, "proxy", detail, &request_id)
 }
 
-/// Counts a request until its answer's head, also one that its client gives up before.
+/// Counts a request until its answer's head is known, also one that its client gives up before.
 struct InFlight(Gauge);
 
 impl InFlight {
@@ -185,6 +185,7 @@ async fn invoke(
     peer: &Peer,
     request: Request<ClientBody>,
     request_id: &str,
+    in_flight: InFlight,
 ) -> Result<Response<ResponseBody>, Failure> {
     check(&request, &worker)?;
     let (spread, upload) = (spread(peer, &request), Rc::new(Upload::default()));
@@ -218,7 +219,8 @@ async fn invoke(
     let permit = match gate.admit(spread) {
         Ok(permit) => permit,
         Err(why) => {
-            drop(request);
+            // Who waits here is no load, which machines would be added for.
+            drop((request, in_flight));
             worker.pause.wait().await;
             return Err(refused(why));
         }

@@ -264,9 +264,10 @@ impl Attack {
         }
         let flood = tokio::task::spawn_blocking(|| flood.join()).await?.map_err(|_| anyhow!("the flood's thread panicked"))??;
         for (status, count) in flood.statuses {
+            ensure!(matches!(status.as_str(), "200" | "429"), "the flood was answered {status}");
             answers.add_many(&format!("{status} (flood)"), count);
         }
-        answers.add_many("no sender free", flood.unsent);
+        answers.add_many("sender still waiting", flood.unsent);
         Ok(answers)
     }
 

@@ -1,5 +1,6 @@
-//! A flood as many senders make it: each request at a moment of its own, by whoever has nothing to wait for. Real senders are on other machines;
-//! so this one is as cheap for this machine as it can be, and reads of the answers no more than their status.
+//! A flood as many senders make it: each request at a moment of its own, by one sender after the other; one that still waits for an answer leaves its
+//! turn out. Real senders are on other machines; so this one is as cheap for this machine as it can be, and reads of the answers no more
+//! than their status. What it could not send in time, since somebody else had its CPU, it sends at once.
 
 use anyhow::{Context, Result, ensure};
 use hearth_loadtest::seeded::Seeded;
@@ -32,7 +33,7 @@ struct Sender {
 pub struct Flood {
     /// How often each status was answered.
     pub statuses: BTreeMap<String, u64>,
-    /// Requests that nobody was free to send.
+    /// Turns left out.
     pub unsent: u64,
 }
 
