@@ -87,7 +87,7 @@ async fn against(bench: &Bench, report: &mut Report, platform: &Arc<Platform>) -
     let turns = if bench.quick { 1 } else { TURNS };
     for turn in 0..turns {
         for attack in attacks.iter().copied() {
-            undivided(platform).await?;
+            until_not_apart(platform).await?;
             let alone = load::open_loop(&target, RATE, bench.turn()).await?;
             ensure!(alone.failed == 0, "the neighbour alone: {:?}", alone.failures);
             let descriptors = platform.descriptors();
@@ -164,7 +164,7 @@ async fn all_back(platform: &Platform, attack: &Attack, descriptors: usize) -> R
 }
 
 /// Waits until requests may run anywhere again: for two seconds after an attack they keep to the foreground CPUs, which is no turn without it.
-async fn undivided(platform: &Platform) -> Result<()> {
+async fn until_not_apart(platform: &Platform) -> Result<()> {
     let ended = Instant::now();
     while platform.status().await?["handler"]["containers"]["requests_apart"] == true {
         ensure!(ended.elapsed() < BACK_MAX, "requests are still kept to some CPUs, though nobody attacks");
