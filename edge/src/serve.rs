@@ -11,7 +11,7 @@ use crate::{
 };
 use bytes::Bytes;
 use hearth_model::protocol::link as frames;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -43,6 +43,10 @@ use tokio_util::sync::CancellationToken;
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How often an HTTP/2 connection is looked at for idleness and for streams that the client does not take.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long an HTTP/1.1 connection without a request stays when this process leaves. One that was just made, or whose next request is on
+/// its way, would lose it to a close at once, and its client could not know whether the request was done. Answers of this time say
+/// `connection: close`. (nginx has it as `keepalive_min_timeout`.)
+const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -83,7 +87,7 @@ pub struct Protocol {
     pub links: bool,
     /// Whether a plain connection from this machine is a router's (development only).
     pub trust_loopback: bool,
-    /// Cancelled when this process leaves: connections close after the requests they are at.
+    /// Cancelled when this process leaves: connections close after the requests they are at, or that were on their way.
     pub draining: CancellationToken,
 }
 
@@ -299,11 +303,13 @@ impl Protocol {
         // Not `pipeline_flush`: with it a client that sends on after asking for an upgrade never sees the 101.
         let service = service_fn(move |request: Request<Incoming>| {
             let answer = Rc::clone(&service).answer(Rc::clone(&peer), request.map(ClientBody::Http));
-            let switched = switched.clone();
+            let (switched, draining) = (switched.clone(), self.draining.clone());
             async move {
-                let answer = answer.await;
+                let mut answer = answer.await;
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     switched.set();
+                } else if draining.is_cancelled() {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(answer)
             }
@@ -312,11 +318,18 @@ impl Protocol {
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return result.map_err(Into::into),
-            () = self.draining.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = self.draining.cancelled() => {}
+        }
+        let cut = closed(open);
+        tokio::pin!(cut);
+        tokio::select! {
+            result = connection.as_mut() => return result.map_err(Into::into),
+            () = tokio::time::sleep(LAST_REQUEST_WAIT) => connection.as_mut().graceful_shutdown(),
+            () = cut.as_mut() => return Ok(()),
         }
         tokio::select! {
             result = connection => result.map_err(Into::into),
-            () = closed(open) => Ok(()),
+            () = cut => Ok(()),
         }
     }
 

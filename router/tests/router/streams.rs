@@ -224,3 +224,27 @@ async fn a_router_that_leaves_finishes_what_it_has() {
     assert!(tokio::time::timeout(DEADLINE, told).await.unwrap().unwrap().is_ok(), "GOAWAY, and no reset");
     assert!(TcpStream::connect(addr).await.is_err());
 }
+
+#[tokio::test]
+async fn a_router_that_leaves_answers_what_was_on_its_way() {
+    const REQUEST: &[u8] = b"GET /run/acme/shop/a HTTP/1.1\r\nhost: a\r\n\r\n";
+    let node = Stub::start(|_| async { text("finished") }).await;
+    let router = router(config(), &[node.addr]).await;
+    let addr = router.addr();
+    // One connection is kept from a request before, one was made and has not said a word.
+    let mut kept = TcpStream::connect(addr).await.unwrap();
+    kept.write_all(REQUEST).await.unwrap();
+    assert!(!read_to(&mut kept, "finished").await.contains("connection: close"));
+    let fresh = TcpStream::connect(addr).await.unwrap();
+    // The listener is closed first, then connections are told.
+    let leaving = tokio::spawn(router.shutdown(DEADLINE));
+    until(|| async { TcpStream::connect(addr).await.is_err() }).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for mut stream in [kept, fresh] {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.contains("connection: close") && answer.ends_with("finished"), "{answer}");
+    }
+    assert_eq!(tokio::time::timeout(DEADLINE, leaving).await.unwrap().unwrap(), 0, "nothing was cut");
+}
