@@ -46,10 +46,12 @@ oracles() {
   HEARTH_ORACLES=$(realpath "$dir") "$node" --no-warnings --test --test-reporter=dot runtime/oracles/*.test.js
 }
 
-# The infrastructure's code: against the provider's schema, checkov, and the code that it serves.
+# The infrastructure's code: against the provider's schema, checkov, and the code that it serves. Two files at a time.
 infrastructure_tests() {
   wait "$terraform_setup"
-  BINARY_UNDER_TEST="$(realpath "$target/debug/hearth")" target/terraform-test/hcl/bin/python -m unittest discover --start-directory tests/terraform
+  basename --suffix .py --multiple tests/terraform/test_*.py |
+    BINARY_UNDER_TEST="$(realpath "$target/debug/hearth")" PYTHONPATH=tests/terraform \
+      xargs --max-procs 2 --max-args 1 target/terraform-test/hcl/bin/python -m unittest
 }
 
 machines() {

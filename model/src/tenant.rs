@@ -39,7 +39,7 @@ impl Default for TenantLimits {
             concurrency: 2_000,
             rate_per_s: 20_000,
             burst: 20_000,
-            answer_mb_per_s: 128,
+            answer_mb_per_s: 32,
             functions_max: 10_000,
             containers_max: 1_000,
             memory_mb_max: 1_024,

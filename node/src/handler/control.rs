@@ -26,6 +26,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Messages that wait to be written.
 const UNWRITTEN_MAX: usize = 256;
+/// Bytes that are skipped before the next ones are left where they are for a moment: reading them costs the others' requests. What a runtime
+/// says of its own accord comes later by that, up to half a second behind all that it keeps; for an answer nothing is left.
+const SKIPPED_MAX: usize = 512 * 1024;
+/// Such a moment, in steps after which it is looked whether an answer is due.
+const SKIP_PAUSE: (u32, Duration) = (5, Duration::from_millis(10));
 /// Questions to one runtime at a time.
 const QUESTIONS_MAX: usize = 1_024;
 /// Storage calls of one container at a time.
@@ -55,7 +60,7 @@ impl Control {
         let (reader, mut writer) = stream.into_split();
         let hello = encode(&ToRuntime::Hello { secret: secret.clone() });
         writer.write_all(hello.as_bytes()).await.map_err(|e| e.to_string())?;
-        let mut lines = Lines { reader: BufReader::with_capacity(64 * 1024, reader), line: Vec::new() };
+        let mut lines = Lines { reader: BufReader::with_capacity(64 * 1024, reader), line: Vec::new(), skipped_bytes: 0 };
         let loaded = match lines.next().await? {
             Some(FromRuntime::Ready { loaded, linked, .. }) => {
                 let linked: HashSet<String> = linked.into_iter().collect();
@@ -184,18 +189,34 @@ async fn write(mut writer: OwnedWriteHalf, mut unwritten: mpsc::Receiver<String>
 struct Lines {
     reader: BufReader<OwnedReadHalf>,
     line: Vec<u8>,
+    skipped_bytes: usize,
 }
 
 impl Lines {
     /// The next message; none at the end. Longer lines than allowed and lines that are no message are errors.
     async fn next(&mut self) -> Result<Option<FromRuntime>, String> {
-        self.next_unless(|_| false).await
+        self.next_unless(|_| false, || true).await
     }
 
-    /// The same, without those that `skipped` says of before they are read.
-    async fn next_unless(&mut self, mut skipped: impl FnMut(&[u8]) -> bool) -> Result<Option<FromRuntime>, String> {
+    /// The same, without those that `skipped` says of before they are read; of many it takes its time, unless `hurried`.
+    async fn next_unless(
+        &mut self,
+        mut skipped: impl FnMut(&[u8]) -> bool,
+        hurried: impl Fn() -> bool,
+    ) -> Result<Option<FromRuntime>, String> {
         while self.fill().await? {
-            if !skipped(&self.line) {
+            if skipped(&self.line) {
+                self.skipped_bytes += self.line.len();
+                if self.skipped_bytes >= SKIPPED_MAX {
+                    self.skipped_bytes = 0;
+                    for _ in 0..SKIP_PAUSE.0 {
+                        if hurried() {
+                            break;
+                        }
+                        tokio::time::sleep(SKIP_PAUSE.1).await;
+                    }
+                }
+            } else {
                 return serde_json::from_slice(&self.line).map(Some).map_err(|e| format!("a line that is no message: {e}"));
             }
         }
@@ -216,7 +237,8 @@ impl Lines {
 
 async fn read(shared: Arc<Shared>, mut lines: Lines) -> Result<(), String> {
     let mut allowance = inbound::Allowance::new();
-    while let Some(message) = lines.next_unless(|line| inbound::is_over(&shared, &mut allowance, line)).await? {
+    let asked = || !shared.questions.lock().is_empty();
+    while let Some(message) = lines.next_unless(|line| inbound::is_over(&shared, &mut allowance, line), asked).await? {
         match message {
             FromRuntime::Loaded { id, .. } | FromRuntime::Preloaded { id, .. } | FromRuntime::Pong { id } => {
                 // An answer to a question that nobody asked, or no longer waits for, is nobody's.
@@ -260,7 +282,7 @@ pub(super) fn parse_loaded(text: &str) -> Option<(FunctionName, VersionNumber)> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::UnixListener;
+    use tokio::net::{UnixListener, UnixStream};
 
     async fn pair() -> (Control, BufReader<OwnedReadHalf>, OwnedWriteHalf, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
@@ -300,5 +322,40 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(5), control.broken()).await.unwrap();
             assert!(control.ping(Duration::from_secs(1)).await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_skipped_is_read_in_pieces_unless_an_answer_is_due() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut lines = Lines { reader: BufReader::new(ours.into_split().0), line: Vec::new(), skipped_bytes: 0 };
+        let flood = [vec![b'x'; 16 * 1024 - 1], vec![b'\n']].concat().repeat(4 * SKIPPED_MAX / (16 * 1024));
+        let (_reader, mut writer) = theirs.into_split();
+        let writing = tokio::spawn(async move {
+            writer.write_all(&flood).await.unwrap();
+            writer.write_all(b"{\"t\":\"pong\",\"id\":1}\n").await.unwrap();
+        });
+        let began = Instant::now();
+        let message = lines.next_unless(|line| line.starts_with(b"x"), || false).await.unwrap();
+        assert!(matches!(message, Some(FromRuntime::Pong { id: 1 })));
+        assert!(began.elapsed() >= 4 * SKIP_PAUSE.0 * SKIP_PAUSE.1, "{:?}", began.elapsed());
+        writing.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_behind_much_output_comes_at_once() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut lines = Lines { reader: BufReader::new(ours.into_split().0), line: Vec::new(), skipped_bytes: 0 };
+        let (_reader, mut writer) = theirs.into_split();
+        let writing = tokio::spawn(async move {
+            for _ in 0..8 * SKIPPED_MAX / 1024 {
+                writer.write_all(&[&[b'x'; 1023][..], b"\n"].concat()).await.unwrap();
+            }
+            writer.write_all(b"{\"t\":\"pong\",\"id\":1}\n").await.unwrap();
+        });
+        let (began, asked) = (Instant::now(), Mutex::new(HashMap::from([(1, ())])));
+        let message = lines.next_unless(|line| line.starts_with(b"x"), || !asked.lock().is_empty()).await.unwrap();
+        assert!(matches!(message, Some(FromRuntime::Pong { id: 1 })));
+        assert_eq!(began.elapsed(), Duration::ZERO, "no pause, by a clock that moves in pauses alone");
+        writing.await.unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Admission per tenant: how many requests at once, how many per second, and how fast their answers. One gate per tenant and node, kept alive by the
 //! cached records of the tenant's functions, so that a tenant nobody calls costs nothing.
 
+use super::pause::Line;
 use crate::{
     uploads::{Full, UploadPlace, Uploads},
     usage::{Usage, UsageBook},
@@ -48,6 +49,7 @@ pub struct Gate {
     answer_bytes_per_s: AtomicU64,
     /// The same of the answers' bytes.
     answered_ns: AtomicU64,
+    refusals: Line,
     start: Instant,
     usage: Arc<Usage>,
     uploads: Arc<Uploads>,
@@ -65,6 +67,7 @@ impl Gate {
             arrival_ns: AtomicU64::new(0),
             answer_bytes_per_s: AtomicU64::new(0),
             answered_ns: AtomicU64::new(0),
+            refusals: Line::default(),
             start: Instant::now(),
             usage,
             uploads: Arc::default(),
@@ -114,6 +117,11 @@ impl Gate {
             self.usage.refused.fetch_add(1, Relaxed);
         }
         admitted
+    }
+
+    /// Takes a place in the line of the tenant's refusals; returns how long to wait for its turn.
+    pub(super) fn take_refusal_turn(&self) -> Duration {
+        self.refusals.take_at(self.now_ns())
     }
 
     fn now_ns(&self) -> u64 {

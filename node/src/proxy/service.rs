@@ -1,10 +1,11 @@
 //! One request, from its head to its answer's head.
 
 use super::{
-    admit::{Permit, Refused},
+    admit::{Gate, Permit, Refused},
     body::{FunctionBody, Held, RequestBody, ResponseBody, Upload},
     forward::{self, Exchange, SendError},
     metrics::Metrics,
+    pause::PAUSE,
     respond,
     worker::{RATE_MIN_BYTES_PER_S, Worker},
 };
@@ -221,12 +222,19 @@ async fn invoke(
         Err(why) => {
             // Who waits here is no load, which machines would be added for.
             drop((request, in_flight));
-            worker.pause.wait().await;
+            wait_in_line(&worker, peer, gate).await;
             return Err(refused(why));
         }
     };
     if request.body().is_coming() {
-        upload.hold_of_tenant(gate.admit_upload(spread).map_err(uploads_full)?);
+        match gate.admit_upload(spread) {
+            Ok(place) => upload.hold_of_tenant(place),
+            Err(full) => {
+                drop((request, permit, in_flight));
+                wait_in_line(&worker, peer, gate).await;
+                return Err(uploads_full(full));
+            }
+        }
     }
     let trusted = trusts(&worker, peer);
     let client = headers::client_ip(request.headers(), peer.addr.ip(), trusted);
@@ -235,6 +243,10 @@ async fn invoke(
     let answered = forward_call(&worker, call, permit, request, upload).await;
     if let Err(failure) = &answered {
         gate.usage().failed(failure.kind.fault());
+        if matches!(failure.kind, ProblemKind::ConcurrencyLimited | ProblemKind::FunctionCrashLoop) {
+            drop(in_flight);
+            wait_in_line(&worker, peer, gate).await;
+        }
     }
     answered
 }
@@ -243,6 +255,12 @@ async fn invoke(
 fn spread(peer: &Peer, request: &Request<ClientBody>) -> u32 {
     let said = request.headers().get(names::SPREAD).filter(|_| peer.is_router).and_then(|v| v.to_str().ok());
     said.and_then(|v| v.parse().ok()).unwrap_or(1).max(1)
+}
+
+/// Waits until the next of the tenant's refusals may be told. What came through a router holds one of its places meanwhile, which it has for all
+/// tenants: that is told soon.
+async fn wait_in_line(worker: &Worker, peer: &Peer, gate: &Gate) {
+    worker.pause.wait(|| if peer.is_router { PAUSE } else { gate.take_refusal_turn() }).await;
 }
 
 fn not_found() -> Failure {

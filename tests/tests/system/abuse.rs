@@ -4,7 +4,10 @@
 use hearth_tests::{Answer, Hearth, Options, RawConnection, until};
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
 const OK: &str = "module.exports = cb => cb(null, { ok: 1 });";
@@ -141,7 +144,9 @@ async fn a_container_that_ends_too_often_waits_for_the_next() {
     refused.expect_problem(503, "tenant", "function-crash-loop");
     assert_eq!(refused.header("retry-after"), "5");
     assert!(ends >= 2, "{ends} ends in a row are too few to say so");
+    let called = Instant::now();
     hearth.get("bad/main/same").await.expect_problem(503, "tenant", "function-crash-loop");
+    assert!(called.elapsed() >= Duration::from_millis(50), "refused at once, it would be called again at once");
     unharmed(&hearth).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     hearth.get("bad/main/same").await.expect(200);
@@ -210,6 +215,8 @@ async fn a_function_with_much_memory_can_use_it_and_a_full_heap_has_a_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_answer_and_a_flood_of_output_stay_outside_our_memory() {
     let hearth = with_neighbour().await;
+    let limits = json!({ "limits": { "answer_mb_per_s": 1_000 } });
+    Answer::of(hearth.api(Method::PUT, "/tenants/bad").json(&limits)).await.expect(201);
     let code = "export default () => { let n = 0; return new Response(new ReadableStream({ pull(c) { if (n++ == 4000) c.close(); else c.enqueue(new Uint8Array(262144)); } })) }";
     hearth.deploy_code("bad/main/huge", code).await;
     let before = hearth.resident_bytes();

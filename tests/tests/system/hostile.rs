@@ -140,11 +140,11 @@ async fn a_flood_of_requests_is_the_floods_problem() {
         hearth.get(&format!("{tenant}/main/f")).await.expect(200);
     }
     let flood = async {
-        let mut refused = 0;
+        let (began, mut refused) = (Instant::now(), 0);
         for _ in 0..40 {
             let calls = (0..25).map(async |_| {
-                let began = Instant::now();
-                (hearth.get("bad/main/f").await, began.elapsed())
+                let called = Instant::now();
+                (hearth.get("bad/main/f").await, called.elapsed())
             });
             for (answer, took) in futures_util::future::join_all(calls).await {
                 match answer.status {
@@ -158,6 +158,8 @@ async fn a_flood_of_requests_is_the_floods_problem() {
                 }
             }
         }
+        let in_line = Duration::from_millis(10 * (refused - 1));
+        assert!(began.elapsed() >= in_line, "{refused} refusals in {:?}", began.elapsed());
         refused
     };
     let refused = beside(&hearth, flood).await;

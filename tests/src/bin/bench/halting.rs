@@ -3,8 +3,8 @@
 
 use std::{fs, io, path::PathBuf, time::Duration};
 
-/// Longer than the pauses between requests at 1,000/s: no CPU that serves them halts.
-const POLL: Duration = Duration::from_millis(2);
+/// Longer than nearly all pauses between requests, of 250/s and more: a CPU that serves them does not halt.
+const POLL: Duration = Duration::from_millis(20);
 const PARAMETERS: &str = "/sys/module/haltpoll/parameters";
 
 /// How long CPUs of this machine poll before they halt; none where its kernel has no such setting, or this process may not change it.

@@ -239,7 +239,7 @@ impl Attack {
             let mut command = tokio::process::Command::from(self.caller(platform, &["-c", &callers, "-n", &callers])?);
             let done = command.stdout(Stdio::piped()).kill_on_drop(true).output();
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => answers.add_many("answer under way", CALLERS as u64),
                 done = done => {
                     let text = String::from_utf8_lossy(&done?.stdout).into_owned();
                     let whole = text.split("status codes: ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
@@ -254,7 +254,7 @@ impl Attack {
     async fn flood(&self, platform: &Platform, senders: usize, stop: &CancellationToken) -> Result<Answers> {
         let (address, path, stopped) = (platform.url.trim_start_matches("http://").to_owned(), self.path(), stop.clone());
         let rate = f64::from(FLOOD_LIMIT) * FLOOD_TIMES;
-        // A thread of its own, on the attackers' CPU as this one.
+        // A thread of its own, on a CPU for background work as this one.
         let flood = std::thread::spawn(move || flood::flood(&address, &path, senders, rate, &stopped));
         let mut answers = Answers::default();
         while !stop.is_cancelled() {

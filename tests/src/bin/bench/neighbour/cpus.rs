@@ -1,16 +1,13 @@
 //! Who runs where while a neighbour is measured: as on a machine whose operator has read docs/operations/latency.md, with a client elsewhere.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rustix::{
     io::Errno,
     process::getpid,
     thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity},
 };
 use std::{fs, path::Path, process::Command};
-use tokio::{
-    runtime::{Builder, Handle, Runtime},
-    task::JoinHandle,
-};
+use tokio::runtime::Builder;
 
 /// Threads of the kernel that tidy memory, a millisecond or more at a time. They may run anywhere.
 const TIDYING: [&str; 4] = ["khugepaged", "kcompactd", "kdamond", "kswapd"];
@@ -45,24 +42,17 @@ impl Drop for EngineCpus {
 pub struct KeptThreads(Vec<(Pid, Vec<(Pid, CpuSet)>)>);
 
 impl KeptThreads {
-    /// This program's, on the CPUs that are not for background work: a real client is on another machine.
-    pub fn of_client(background: &str) -> Result<Self> {
-        let mut foreground = sched_getaffinity(None)?;
-        for cpu in background.split(',') {
-            foreground.unset(cpu.parse()?);
-        }
+    /// This program's, on the CPUs for background work: of it only the client that measures belongs on the others, see [`on`].
+    pub fn of_this(background: &str) -> Result<Self> {
         let mut kept = Self::default();
-        kept.keep(getpid(), &foreground)?;
+        kept.keep(getpid(), &parsed(background)?)?;
         Ok(kept)
     }
 
     /// Those of the machine's own services and of the kernel's that tidy memory, on the CPUs for background work, as an operator is told to
     /// set it. The engine has to be there already: containers would inherit an affinity.
     pub fn of_services(background: &str, hearth: u32) -> Result<Self> {
-        let mut cpus = CpuSet::new();
-        for cpu in background.split(',') {
-            cpus.set(cpu.parse()?);
-        }
+        let cpus = parsed(background)?;
         let own_namespace = fs::read_link("/proc/self/ns/pid")?;
         let mut kept = Self::default();
         for process in numbered(Path::new("/proc"))? {
@@ -120,37 +110,28 @@ pub fn last_cpu() -> Result<String> {
     Ok(online.trim().rsplit([',', '-']).next().unwrap_or_default().to_owned())
 }
 
-/// Where attackers' clients run: on the last CPU, away from the client that measures, since they are on other machines, too.
-pub struct Attackers {
-    handle: Handle,
-    runtime: Option<Runtime>,
+/// The CPUs that this program may use now and that are not for background work.
+pub fn foreground(background: &str) -> Result<CpuSet> {
+    let (mut cpus, background) = (sched_getaffinity(None)?, parsed(background)?);
+    (0..CpuSet::MAX_CPU).filter(|cpu| background.is_set(*cpu)).for_each(|cpu| cpus.unset(cpu));
+    Ok(cpus)
 }
 
-impl Attackers {
-    pub fn new() -> Result<Self> {
-        let mut cpus = CpuSet::new();
-        cpus.set(last_cpu()?.parse()?);
-        let keep = move || {
-            if let Err(error) = sched_setaffinity(None, &cpus) {
-                eprintln!("bench: attackers run on any CPU: {error}");
-            }
-        };
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().on_thread_start(keep).build()?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
-    }
-
-    pub fn spawn<T: Send + 'static>(&self, attack: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.handle.spawn(attack)
-    }
+/// Runs `work` on a thread of its own, which keeps to these CPUs, with those that it starts.
+pub async fn on<T: Send + 'static>(cpus: Option<CpuSet>, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let thread = std::thread::spawn(move || {
+        cpus.map(|cpus| sched_setaffinity(None, &cpus)).transpose()?;
+        Builder::new_current_thread().enable_all().build()?.block_on(work)
+    });
+    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_| anyhow!("the thread panicked"))?
 }
 
-impl Drop for Attackers {
-    fn drop(&mut self) {
-        // Waiting for it is not allowed here.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+fn parsed(list: &str) -> Result<CpuSet> {
+    let mut cpus = CpuSet::new();
+    for cpu in list.split(',') {
+        cpus.set(cpu.parse()?);
     }
+    Ok(cpus)
 }
 
 fn threads_of(process: Pid) -> Vec<Pid> {
